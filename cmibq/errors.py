@@ -1,0 +1,57 @@
+"""Exceptions: every message names the argument, its value, what is allowed and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CmibqError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "PackageError",
+    "nearest",
+]
+
+
+class CmibqError(ValueError):
+    """Base of all errors raised by cmibq for something the caller can put right."""
+
+
+class ConfigError(CmibqError):
+    """A recipe, flag or YAML key is unknown, out of range or conflicts with another."""
+
+
+class DataError(CmibqError):
+    """A data file, line, image or tensor cannot be used."""
+
+
+class ModelError(CmibqError):
+    """A model, layer or weight cannot be used (unsupported family, NaN weights, wrong shape)."""
+
+
+class PackageError(CmibqError):
+    """A saved package is truncated, altered, of a newer version or otherwise unreadable."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Return a hint that names what comes closest to an unknown name.
+
+    Args:
+        name: the unknown name.
+        known: all allowed names.
+        limit: how many close names to offer at most.
+
+    Returns:
+        ``"did you mean 'w_bit'?"`` or, where nothing is close, ``"known: 'a', 'b'"``.
+
+    Example:
+        >>> nearest("w_bits", ["w_bit", "a_bit"], limit=1)
+        "did you mean 'w_bit'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "known: " + ", ".join(repr(n) for n in names)

@@ -1,0 +1,126 @@
+"""Fake quantisation as a torch operator, with a straight-through and step-size gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.runtime import kernels
+
+__all__ = ["fakequant", "reference", "reference_backward"]
+
+LIBRARY.define("fakequant(Tensor x, Tensor scale, Tensor lo, Tensor hi, int axis) -> Tensor")
+LIBRARY.define(
+    "fakequant_backward(Tensor g, Tensor x, Tensor scale, Tensor lo, Tensor hi, int axis)"
+    " -> (Tensor, Tensor)"
+)
+
+
+def reference(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int) -> Tensor:
+    """Return ``rint(clamp(x / scale, lo, hi)) * scale + 0`` in the dtype of `x`.
+
+    Args:
+        x: [R, C] on any device.
+        scale: [R] (axis 0) or [C] (axis 1), as `lo` and `hi`.
+        lo: smallest integer level.
+        hi: largest integer level.
+        axis: 0 = parameters per row, 1 = per column.
+    """
+    s, low, high = (p.unsqueeze(1 - axis) for p in (scale, lo, hi))
+    return torch.round(torch.clamp(x / s, low, high)) * s + 0.0
+
+
+def reference_backward(
+    g: Tensor, x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Return (gx, gscale): clipped straight-through estimator and LSQ eq. 3."""
+    s, low, high = (p.unsqueeze(1 - axis) for p in (scale, lo, hi))
+    v = x / s
+    inside = (v >= low) & (v <= high)
+    slope = torch.round(torch.clamp(v, low, high)) - torch.where(inside, v, 0.0)
+    zero = torch.zeros((), dtype=g.dtype, device=g.device)
+    return torch.where(inside, g, zero), (g * slope).sum(1 - axis)
+
+
+def _forward_cpu(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int) -> Tensor:
+    if not kernel_ready(x, scale, lo, hi):
+        return reference(x, scale, lo, hi, axis)
+    out = torch.empty_like(x)
+    k = kernels()
+    call = k.fakequant_col if axis else k.fakequant_row
+    call(view(x), view(scale), view(lo), view(hi), view(out))
+    return out
+
+
+def _backward_cpu(
+    g: Tensor, x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int
+) -> tuple[Tensor, Tensor]:
+    if not kernel_ready(g, x, scale, lo, hi):
+        return reference_backward(g, x, scale, lo, hi, axis)
+    k = kernels()
+    g = g.contiguous()  # autograd may hand over an expanded gradient
+    gx = torch.empty_like(x)
+    gscale = torch.empty_like(scale, dtype=torch.float64)
+    operands = [view(t) for t in (x, g, scale, lo, hi, gx, gscale)]
+    if axis:
+        rows = k.fakequant_bwd_blocks(*x.shape)
+        k.fakequant_bwd_col(*operands, view(torch.zeros(rows, x.shape[1], dtype=torch.float64)))
+    else:
+        k.fakequant_bwd_row(*operands)
+    return gx, gscale.to(scale.dtype)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.axis = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    gx, gscale = torch.ops.cmibq.fakequant_backward(g, *ctx.saved_tensors, ctx.axis)
+    return gx, gscale, None, None, None
+
+
+LIBRARY.impl("fakequant", _forward_cpu, "CPU")
+LIBRARY.impl("fakequant", reference, "CUDA")
+LIBRARY.impl("fakequant_backward", _backward_cpu, "CPU")
+LIBRARY.impl("fakequant_backward", reference_backward, "CUDA")
+torch.library.register_fake(
+    "cmibq::fakequant", lambda x, scale, lo, hi, axis: torch.empty_like(x), lib=LIBRARY
+)
+torch.library.register_fake(
+    "cmibq::fakequant_backward",
+    lambda g, x, scale, lo, hi, axis: (torch.empty_like(x), torch.empty_like(scale)),
+    lib=LIBRARY,
+)
+torch.library.register_autograd("cmibq::fakequant", _autograd, setup_context=_setup, lib=LIBRARY)
+
+
+def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0) -> Tensor:
+    """Round `x` to the grid ``scale * {lo, ..., hi}``; differentiable in `x` and `scale`.
+
+    Args:
+        x: [R, C], contiguous. float32 on the CPU runs in C; other dtypes and devices use `reference`.
+        scale: [R] (axis 0) or [C] (axis 1), > 0.
+        lo: smallest integer level, ``qmin - zero_point``; same shape as `scale`.
+        hi: largest integer level, ``qmax - zero_point``; may vary, so bits may vary per channel.
+        axis: 0 = parameters per row, 1 = per column.
+
+    Returns:
+        [R, C] of the dtype of `x`.
+
+    Raises:
+        ValueError: a shape does not fit, a scale is not finite and > 0, a bound is no integer.
+
+    References:
+        Esser et al., "Learned Step Size Quantization", ICLR 2020, eq. 3.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> fakequant(torch.tensor([[0.26, 9.0]]), one / 2, -2 * one, one)
+        tensor([[0.5000, 0.5000]])
+    """
+    out: Tensor = torch.ops.cmibq.fakequant(x, scale, lo, hi, axis)
+    return out

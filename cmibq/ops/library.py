@@ -1,0 +1,26 @@
+"""The torch library that all operators are defined in, and the way to their NumPy views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["LIBRARY", "kernel_ready", "view"]
+
+LIBRARY = torch.library.Library("cmibq", "FRAGMENT")
+
+
+def view(t: torch.Tensor) -> NDArray[Any]:
+    """Return a NumPy view of a CPU tensor; no copy (bfloat16 crosses as uint16)."""
+    t = t.detach()
+    if t.dtype == torch.bfloat16:
+        t = t.view(torch.uint16)
+    return np.asarray(t.numpy())
+
+
+def kernel_ready(*tensors: torch.Tensor) -> bool:
+    """Tell whether the C kernels take these tensors: CPU, float32 (others use the reference)."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)

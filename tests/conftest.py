@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """One seeded generator per test."""
+    return np.random.default_rng(20261121)
