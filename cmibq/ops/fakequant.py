@@ -64,12 +64,12 @@ def _backward_cpu(
     g = g.contiguous()  # autograd may hand over an expanded gradient
     gx = torch.empty_like(x)
     gscale = torch.empty_like(scale, dtype=torch.float64)
-    operands = [view(t) for t in (x, g, scale, lo, hi, gx, gscale)]
+    fixed = (view(x), view(g), view(scale), view(lo), view(hi), view(gx), view(gscale))
     if axis:
-        rows = k.fakequant_bwd_blocks(*x.shape)
-        k.fakequant_bwd_col(*operands, view(torch.zeros(rows, x.shape[1], dtype=torch.float64)))
+        rows = k.fakequant_bwd_blocks(x.shape[0], x.shape[1])
+        k.fakequant_bwd_col(*fixed, view(torch.zeros(rows, x.shape[1], dtype=torch.float64)))
     else:
-        k.fakequant_bwd_row(*operands)
+        k.fakequant_bwd_row(*fixed)
     return gx, gscale.to(scale.dtype)
 
 

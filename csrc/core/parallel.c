@@ -30,8 +30,7 @@ void cq_parallel_rows(size_t n, size_t grain, int threads, cq_block_fn fn, void 
         }
         return;
     }
-    const int team = blocks < threads ? (int)blocks : threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(blocks < threads ? (int)blocks : threads)
     for (ptrdiff_t b = 0; b < blocks; b++) {
         const size_t begin = (size_t)b * grain;
         fn(ctx, begin, cq_min_size(n, begin + grain), (size_t)b);

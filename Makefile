@@ -1,0 +1,84 @@
+# The one list of commands; CI and the README call the same words. Every word works in a fresh clone.
+#   make demo | test | lint | types | asan | bench | docs | format | wheel | clean | all
+#   VENV=dir  another place for the environment    PYTHON=python3.12  another interpreter
+#   OUT=dir   where the demo report goes
+VENV ?= .venv
+PYTHON ?= python3
+OUT ?= demo-report
+# Named exactly: an open range would bring gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+
+# Sources that cannot be written to are installed, not linked.
+EDITABLE := $(shell test -w . && echo -e)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python3 -m pip --disable-pip-version-check install --quiet
+SOURCES := setup.py $(shell find csrc -type f)
+C_FILES := $(shell find csrc -name '*.c')
+C_STYLED := $(shell find csrc -name '*.[ch]')
+
+# NumPy's BLAS runs at half speed with these set; idle OpenMP threads must not spin on a busy machine.
+unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: all demo test lint types asan bench docs format wheel clean $(VENV)
+.DELETE_ON_ERROR:
+all: lint types test asan demo
+$(VENV): $(BIN)/python
+
+# $(BIN)/python is a link to python3 that is put in place last, so it exists only when everything is
+# installed and the extension is built; an interrupted run goes on where it stopped.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python3 || $(PYTHON) -m venv $(VENV)
+	rm -f $(BIN)/python
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)" "numpy>=2" "setuptools>=77" wheel
+	$(PIP) --no-build-isolation $(EDITABLE) ".[dev]"
+	touch $@
+
+$(BIN)/python: $(VENV)/.installed $(SOURCES)
+	rm -f $@
+	$(if $(EDITABLE),$(BIN)/python3 setup.py -q build_ext --inplace,$(PIP) --no-build-isolation --no-deps --force-reinstall .)
+	ln -s python3 $@
+	touch -h $@
+
+demo: $(VENV)
+	$(BIN)/cmibq demo --out $(OUT)
+
+test: $(VENV)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_STYLED)
+	$(BIN)/clang-tidy --quiet $(C_FILES) -- $$($(BIN)/python tests/c_flags.py)
+
+types: $(VENV)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest cmibq._C --ignore-disjoint-bases
+	$(BIN)/mypy tests/typing
+
+# Address and undefined-behaviour sanitizers over everything that calls C without torch.
+asan: $(VENV)
+	CMIBQ_SANITIZE=address $(BIN)/python setup.py -q build --build-base .build-asan --build-lib .build-asan/lib
+	PYTHONPATH=.build-asan/lib:. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	$(BIN)/python -P -m pytest -q -m "not slow" tests/kernels tests/arrays tests/test_capi.py
+
+bench: $(VENV)
+	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+
+docs: $(VENV)
+	$(PIP) "sphinx>=7" "myst-parser>=3" furo
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+format: $(VENV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_STYLED)
+
+wheel: $(VENV)
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf build dist .build-asan docs/_build cmibq/*.so

@@ -1,0 +1,38 @@
+"""`import cmibq` is quick and light; the map of public names is right."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import cmibq
+
+
+def child(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def test_import_loads_no_torch_and_no_extension() -> None:
+    code = (
+        "import sys, cmibq; print([m for m in ('torch', 'numpy', 'cmibq._C') if m in sys.modules])"
+    )
+    assert child(code) == "[]"
+
+
+def test_arrays_load_no_torch() -> None:
+    code = (
+        "import sys, numpy as np, cmibq; o = np.ones(1, 'f');"
+        "y = cmibq.arrays.fakequant(np.ones((1, 3), 'f'), o, -o, o);"
+        "print(y.sum(), 'torch' in sys.modules)"
+    )
+    assert child(code) == "3.0 False"
+
+
+def test_every_public_name_resolves() -> None:
+    for name in cmibq.__all__:
+        assert getattr(cmibq, name) is not None
+        if name in cmibq._HOME:
+            home = importlib.import_module(cmibq._HOME[name])
+            assert name in home.__all__
