@@ -63,7 +63,8 @@ asan: $(VENV)
 	CMIBQ_SANITIZE=address $(BIN)/python setup.py -q build --build-base .build-asan --build-lib .build-asan/lib
 	PYTHONPATH=.build-asan/lib:. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	$(BIN)/python -P -m pytest -q -m "not slow" tests/kernels tests/arrays tests/test_capi.py
+	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q -o pythonpath= -m "not slow" \
+	tests/kernels tests/arrays tests/test_capi.py
 
 bench: $(VENV)
 	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from cmibq.runtime import native
 
 ROOT = Path(__file__).parents[1]
 C = native()
+
+
+def test_the_build_under_test_is_the_one_meant() -> None:
+    assert os.environ.get("CMIBQ_EXPECT", "") in C.__file__
 
 
 def good(rows: int = 4, cols: int = 8) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ CQ_INLINE __m512 round_clamped(__m512 v, __m512 lo, __m512 hi) {
 }
 
 CQ_INLINE __mmask16 tail_mask(size_t left) {
-    return left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1u);
+    return (__mmask16)(left >= 16 ? 0xFFFFu : (1u << left) - 1u);
 }
 
 void cq_fakequant_f32_row_avx512(const float *x, float *out, size_t n, cq_affine p) {
