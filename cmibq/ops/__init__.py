@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
+from cmibq.ops.qparams import qparams, qparams_mse
 
-__all__ = ["fakequant"]
+__all__ = [
+    "codes",
+    "codes_token",
+    "decode",
+    "fakequant",
+    "fakequant_token",
+    "qparams",
+    "qparams_mse",
+]

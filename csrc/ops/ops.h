@@ -26,4 +26,45 @@ cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C);
 
+/* Refuse a scale that is not finite and > 0, and a zero point that is no code. */
+cq_status cq_check_grid(cq_ctx *cx, const float *scale, const uint8_t *zero, size_t n, int bits);
+
+/* x [R, C]; results [R] (row) or [C] (col). No minimum or maximum of nothing: CQ_EMPTY. `weight`
+ * [R] or NULL (ones); a row of weight 0 is not read, so it may hold NaN. */
+cq_status cq_minmax_row(cq_ctx *cx, const float *x, float *mn, float *mx, size_t R, size_t C);
+cq_status cq_minmax_col(cq_ctx *cx, const float *x, float *mn, float *mx, size_t R, size_t C);
+cq_status cq_absmax_row(cq_ctx *cx, const float *x, float *out, size_t R, size_t C);
+cq_status cq_absmax_col(cq_ctx *cx, const float *x, float *out, size_t R, size_t C);
+cq_status cq_abssum_row(cq_ctx *cx, const float *x, double *out, size_t R, size_t C);
+cq_status cq_abssum_col(cq_ctx *cx, const float *x, const double *weight, double *out, size_t R,
+                        size_t C);
+
+/* Grid of every row of x [R, C] from its range (core/grid.h): scale, zero [R]. The mse form tries
+ * the ranges shrunk by 1 - i * max_shrink / n_grid, i = 0 .. n_grid - 1, and keeps the first with
+ * the smallest squared error, err [R]. A row with NaN or too wide a range: CQ_BAD_SCALE. */
+cq_status cq_qparams_row(cq_ctx *cx, const float *x, int bits, int mode, float *scale,
+                         uint8_t *zero, size_t R, size_t C);
+cq_status cq_qparams_mse_row(cq_ctx *cx, const float *x, int bits, int mode, int n_grid,
+                             double max_shrink, float *scale, uint8_t *zero, double *err, size_t R,
+                             size_t C);
+
+/* x, codes, out [R, C]; scale, zero [R]. The token form makes its own scale [R] of every row,
+ * max(max|x|, 1e-5) / 127; a row with NaN or infinity keeps that scale and gets codes 0. */
+cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uint8_t *zero,
+                       int bits, uint8_t *out, size_t R, size_t C);
+cq_status cq_decode_row(cq_ctx *cx, const uint8_t *codes, const float *scale, const uint8_t *zero,
+                        float *out, size_t R, size_t C);
+cq_status cq_codes_token_s8(cq_ctx *cx, const float *x, int8_t *out, float *scale, size_t R,
+                            size_t C);
+
+/* Fake-quantise every row of x [R, C] to `bits` signed bits with scale max(max|x|, 1e-5) /
+ * (2**(bits-1) - 1); a row with NaN or infinity becomes NaN. */
+cq_status cq_fakequant_token(cq_ctx *cx, const float *x, int bits, float *out, size_t R, size_t C);
+
+/* codes [R, C] below 2**bits, packed [R, cq_packed_bytes(C, bits)]. */
+size_t cq_packed_bytes(size_t C, int bits);
+cq_status cq_pack_row(cq_ctx *cx, const uint8_t *codes, int bits, uint8_t *out, size_t R, size_t C);
+cq_status cq_unpack_row(cq_ctx *cx, const uint8_t *packed, int bits, uint8_t *out, size_t R,
+                        size_t C);
+
 #endif

@@ -1,37 +1,13 @@
-"""One case per row of kernels.def: how to call its op, and its float64 oracle.
-
-A case makes operands for a matrix [rows, cols], runs the op through a `Kernels` object and returns
-all outputs by name. `test_parity.py` sweeps sizes, ISAs and thread counts over every case;
-`oracle`, where given, returns the same outputs computed in float64 NumPy.
-"""
+"""Cases of fakequant: forward and backward, parameters per row and per column."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray]
-
-
-@dataclass(frozen=True)
-class Case:
-    make: Callable[[np.random.Generator, int, int], Arrays]
-    run: Callable[[object, Arrays], Arrays]
-    oracle: Callable[[Arrays], Arrays] | None = None
-    rtol: float = 0.0
-    """Allowed relative error against the oracle; 0 = equal."""
-
-
-def nasty(rng: np.random.Generator, rows: int, cols: int) -> NDArray[np.float32]:
-    """Normal values sprinkled with ties, zeros of both signs, infinities, NaN and denormals."""
-    x = rng.normal(0, 2, (rows, cols)).astype(np.float32)
-    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, 0.25, -0.75, 1e38], np.float32)
-    spots = rng.random((rows, cols)) < 0.15
-    x[spots] = rng.choice(special, int(spots.sum()))
-    return x
+from tests.kernels.cases.base import Arrays, Case, nasty
 
 
 def affine(rng: np.random.Generator, n: int) -> dict[str, NDArray[np.float32]]:

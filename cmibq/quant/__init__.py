@@ -1,0 +1,34 @@
+"""Quantisation vocabulary: grids, specs, observers, quantisers and whole-tensor helpers."""
+
+from __future__ import annotations
+
+from cmibq.quant.functional import fake_quantize_tokens, fake_quantize_weight, quantize_weight
+from cmibq.quant.grid import QuantGrid
+from cmibq.quant.observers import OBSERVERS, Observer
+from cmibq.quant.spec import (
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QParams,
+    QuantSpec,
+    RangeMode,
+)
+
+__all__ = [
+    "OBSERVERS",
+    "Granularity",
+    "Observer",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "QParams",
+    "QuantGrid",
+    "QuantSpec",
+    "RangeMode",
+    "fake_quantize_tokens",
+    "fake_quantize_weight",
+    "quantize_weight",
+]

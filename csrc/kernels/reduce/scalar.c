@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* reduce: minimum, maximum, largest magnitude and sum of magnitudes of rows or columns.
+ *
+ *   minmax  mn = min x, mx = max x; one NaN makes both NaN; never -0
+ *   absmax  out = max |x|; one NaN makes it NaN; 0 for no elements
+ *   abssum  out = sum weight * |x| in double
+ *
+ * Shapes: _row reduces `n` (minmax: at least 1) elements to one result; _col takes one row of `n`
+ * columns and updates `n` running results, which the driver starts. Exactness: EXACT. abssum of
+ * _row sums in eight lanes, lane i % 8, added pairwise ((0+4)+(2+6))+((1+5)+(3+7)); no FMA. */
+#include "core/dispatch.h"
+
+#include <math.h>
+
+void cq_minmax_f32_row_scalar(const float *x, size_t n, float *mn, float *mx) {
+    float low = x[0], high = x[0];
+    int nan = 0;
+    for (size_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        nan |= x[i] != x[i];
+    }
+    *mn = nan ? NAN : low + 0.0f;
+    *mx = nan ? NAN : high + 0.0f;
+}
+
+void cq_minmax_f32_col_scalar(const float *x, size_t n, float *mn, float *mx) {
+    for (size_t i = 0; i < n; i++) {
+        const int nan = x[i] != x[i];
+        mn[i] = (x[i] < mn[i]) | nan ? x[i] : mn[i];
+        mx[i] = (x[i] > mx[i]) | nan ? x[i] : mx[i];
+    }
+}
+
+void cq_absmax_f32_row_scalar(const float *x, size_t n, float *out) {
+    float high = 0.0f;
+    int nan = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float a = fabsf(x[i]);
+        high = a > high ? a : high;
+        nan |= a != a;
+    }
+    *out = nan ? NAN : high;
+}
+
+void cq_absmax_f32_col_scalar(const float *x, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) {
+        const float a = fabsf(x[i]);
+        out[i] = (a > out[i]) | (a != a) ? a : out[i];
+    }
+}
+
+void cq_abssum_f32_row_scalar(const float *x, size_t n, double *out) {
+    double lane[8] = {0};
+    for (size_t i = 0; i < n; i++) lane[i % 8] += (double)fabsf(x[i]);
+    *out =
+        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+void cq_abssum_f32_col_scalar(const float *x, size_t n, double weight, double *out) {
+    for (size_t i = 0; i < n; i++) out[i] += weight * (double)fabsf(x[i]);
+}

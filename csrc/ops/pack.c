@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/parallel.h"
+#include "ops.h"
+
+typedef struct job {
+    const cq_kernels *k;
+    const uint8_t *in;
+    uint8_t *out;
+    int bits;
+    size_t C, B;
+} job;
+
+static void pack_rows(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t r = begin; r < end; r++)
+        j->k->pack_u8_row(j->in + r * j->C, j->out + r * j->B, j->C, j->bits);
+}
+
+static void unpack_rows(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t r = begin; r < end; r++)
+        j->k->unpack_u8_row(j->in + r * j->B, j->out + r * j->C, j->C, j->bits);
+}
+
+/* Too large a code would spill into its neighbours; one OR over all codes finds out. */
+static cq_status check_codes(cq_ctx *cx, const uint8_t *codes, size_t n, int bits) {
+    uint8_t all = 0;
+    for (size_t i = 0; i < n; i++) all |= codes[i];
+    if (!(all >> bits)) return CQ_OK;
+    size_t i = 0;
+    while (!(codes[i] >> bits)) i++;
+    return cq_refuse(cx, CQ_BAD_CODE, i, (double)codes[i]);
+}
+
+size_t cq_packed_bytes(size_t C, int bits) {
+    return C / 8 * (size_t)bits + (C % 8 * (size_t)bits + 7) / 8;
+}
+
+cq_status cq_pack_row(cq_ctx *cx, const uint8_t *codes, int bits, uint8_t *out, size_t R,
+                      size_t C) {
+    CQ_TRY(check_codes(cx, codes, R * C, bits));
+    job j = {cx->k, codes, out, bits, C, cq_packed_bytes(C, bits)};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, pack_rows, &j);
+    return CQ_OK;
+}
+
+cq_status cq_unpack_row(cq_ctx *cx, const uint8_t *packed, int bits, uint8_t *out, size_t R,
+                        size_t C) {
+    job j = {cx->k, packed, out, bits, C, cq_packed_bytes(C, bits)};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, unpack_rows, &j);
+    return CQ_OK;
+}

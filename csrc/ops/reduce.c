@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Column results are split by columns, not by rows: no partials, the order of rows is kept. */
+#include "core/parallel.h"
+#include "ops.h"
+
+#include <string.h>
+
+typedef struct job {
+    const cq_kernels *k;
+    const float *x;
+    const double *weight;
+    float *mn, *mx;
+    double *sum;
+    size_t R, C;
+} job;
+
+static void minmax_row(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t r = begin; r < end; r++)
+        j->k->minmax_f32_row(j->x + r * j->C, j->C, j->mn + r, j->mx + r);
+}
+
+static void absmax_row(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t r = begin; r < end; r++) j->k->absmax_f32_row(j->x + r * j->C, j->C, j->mx + r);
+}
+
+static void abssum_row(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t r = begin; r < end; r++) j->k->abssum_f32_row(j->x + r * j->C, j->C, j->sum + r);
+}
+
+static void minmax_col(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const size_t n = end - begin;
+    (void)block;
+    memcpy(j->mn + begin, j->x + begin, n * sizeof(float));
+    memcpy(j->mx + begin, j->x + begin, n * sizeof(float));
+    for (size_t r = 1; r < j->R; r++)
+        j->k->minmax_f32_col(j->x + r * j->C + begin, n, j->mn + begin, j->mx + begin);
+    for (size_t c = begin; c < end; c++) { /* +0 turns -0 into +0 */
+        j->mn[c] += 0.0f;
+        j->mx[c] += 0.0f;
+    }
+}
+
+static void absmax_col(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t c = begin; c < end; c++) j->mx[c] = 0.0f;
+    for (size_t r = 0; r < j->R; r++)
+        j->k->absmax_f32_col(j->x + r * j->C + begin, end - begin, j->mx + begin);
+}
+
+static void abssum_col(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t c = begin; c < end; c++) j->sum[c] = 0.0;
+    for (size_t r = 0; r < j->R; r++) {
+        const double weight = j->weight ? j->weight[r] : 1.0;
+        if (weight == 0.0) continue;
+        j->k->abssum_f32_col(j->x + r * j->C + begin, end - begin, weight, j->sum + begin);
+    }
+}
+
+/* Columns per block: whole cache lines, a few KiB per row. */
+static const size_t col_grain = 512;
+
+cq_status cq_minmax_row(cq_ctx *cx, const float *x, float *mn, float *mx, size_t R, size_t C) {
+    if (R && !C) return cq_refuse(cx, CQ_EMPTY, 1, 0.0);
+    job j = {cx->k, x, NULL, mn, mx, NULL, R, C};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, minmax_row, &j);
+    return CQ_OK;
+}
+
+cq_status cq_minmax_col(cq_ctx *cx, const float *x, float *mn, float *mx, size_t R, size_t C) {
+    if (C && !R) return cq_refuse(cx, CQ_EMPTY, 0, 0.0);
+    job j = {cx->k, x, NULL, mn, mx, NULL, R, C};
+    cq_parallel_rows(C, col_grain, cx->threads, minmax_col, &j);
+    return CQ_OK;
+}
+
+cq_status cq_absmax_row(cq_ctx *cx, const float *x, float *out, size_t R, size_t C) {
+    job j = {cx->k, x, NULL, NULL, out, NULL, R, C};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, absmax_row, &j);
+    return CQ_OK;
+}
+
+cq_status cq_absmax_col(cq_ctx *cx, const float *x, float *out, size_t R, size_t C) {
+    job j = {cx->k, x, NULL, NULL, out, NULL, R, C};
+    cq_parallel_rows(C, col_grain, cx->threads, absmax_col, &j);
+    return CQ_OK;
+}
+
+cq_status cq_abssum_row(cq_ctx *cx, const float *x, double *out, size_t R, size_t C) {
+    job j = {cx->k, x, NULL, NULL, NULL, out, R, C};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, abssum_row, &j);
+    return CQ_OK;
+}
+
+cq_status cq_abssum_col(cq_ctx *cx, const float *x, const double *weight, double *out, size_t R,
+                        size_t C) {
+    job j = {cx->k, x, weight, NULL, NULL, out, R, C};
+    cq_parallel_rows(C, col_grain, cx->threads, abssum_col, &j);
+    return CQ_OK;
+}

@@ -1,0 +1,19 @@
+"""One case per row of kernels.def: how to call its op, and its float64 oracle.
+
+A case makes operands for a matrix [rows, cols], runs the op through a `Kernels` object and returns
+all outputs by name. `test_parity.py` sweeps sizes, ISAs and thread counts over every case;
+`oracle`, where given, returns the same outputs computed in float64 NumPy. One file per op.
+"""
+
+from __future__ import annotations
+
+from tests.kernels.cases import codes, fakequant, pack, qparams, reduce
+from tests.kernels.cases.base import Case
+
+CASES: dict[str, Case] = {
+    **fakequant.CASES,
+    **reduce.CASES,
+    **qparams.CASES,
+    **codes.CASES,
+    **pack.CASES,
+}
