@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "ModelError",
     "PackageError",
+    "StorageError",
     "nearest",
 ]
 
@@ -33,6 +34,13 @@ class ModelError(CmibqError):
 
 class PackageError(CmibqError):
     """A saved package is truncated, altered, of a newer version or otherwise unreadable."""
+
+
+class StorageError(OSError, CmibqError):
+    """A file cannot be written (disk full, not permitted); has ``errno`` and ``filename``."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
