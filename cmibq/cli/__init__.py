@@ -1,0 +1,1 @@
+"""The command line: thin layers over the frozen dataclasses of `cmibq.recipe`."""
