@@ -23,7 +23,8 @@ LEVELS: list[set[str]] = [
     {"integrations"},
     {"report"},
     {"serve", "demo", "launch"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 HOSTS = {"transformers", "llava", "tinyllava", "sam2", "lmms_eval"}
