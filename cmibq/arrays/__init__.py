@@ -6,6 +6,24 @@ the same bits on every ISA and thread count.
 
 from __future__ import annotations
 
+from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
+from cmibq.arrays.pack import pack, unpack
+from cmibq.arrays.qparams import qparams, qparams_mse
+from cmibq.arrays.reduce import absmax, abssum, minmax
 
-__all__ = ["fakequant", "fakequant_backward"]
+__all__ = [
+    "absmax",
+    "abssum",
+    "codes",
+    "codes_token",
+    "decode",
+    "fakequant",
+    "fakequant_backward",
+    "fakequant_token",
+    "minmax",
+    "pack",
+    "qparams",
+    "qparams_mse",
+    "unpack",
+]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
+from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qparams import qparams, qparams_mse
+from cmibq.ops.reduce import absmax, abssum, minmax
 
 __all__ = [
+    "absmax",
+    "abssum",
     "codes",
     "codes_token",
     "decode",
     "fakequant",
     "fakequant_token",
+    "minmax",
+    "pack",
     "qparams",
     "qparams_mse",
+    "unpack",
 ]

@@ -1,0 +1,85 @@
+"""Ranges and magnitudes of the rows or columns of a matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmibq.runtime import kernels
+
+__all__ = ["absmax", "abssum", "minmax"]
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+def minmax(x: F32, *, axis: int = 0) -> tuple[F32, F32]:
+    """Return the smallest and the largest element of every row or column.
+
+    Args:
+        x: float32 [R, C].
+        axis: 0 = per row, 1 = per column.
+
+    Returns:
+        (mn, mx): float32 [R] or [C]. One NaN makes both NaN; never -0.
+
+    Raises:
+        ValueError: rows or columns without an element.
+
+    Example:
+        >>> minmax(np.array([[1.0, -2.0], [3.0, 4.0]], np.float32))
+        (array([-2.,  3.], dtype=float32), array([1., 4.], dtype=float32))
+    """
+    mn, mx = (np.empty(x.shape[axis], np.float32) for _ in range(2))
+    k = kernels()
+    (k.minmax_col if axis else k.minmax_row)(x, mn, mx)
+    return mn, mx
+
+
+def absmax(x: F32, *, axis: int = 0) -> F32:
+    """Return the largest magnitude of every row or column; 0 where there is no element.
+
+    Args:
+        x: float32 [R, C].
+        axis: 0 = per row, 1 = per column.
+
+    Returns:
+        float32 [R] or [C]; NaN where a NaN is met.
+
+    Example:
+        >>> absmax(np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), axis=1)
+        array([3., 4.], dtype=float32)
+    """
+    out = np.empty(x.shape[axis], np.float32)
+    k = kernels()
+    (k.absmax_col if axis else k.absmax_row)(x, out)
+    return out
+
+
+def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0) -> F64:
+    """Return the sum of magnitudes of every row, or the weighted sum of every column, in double.
+
+    Args:
+        x: float32 [R, C].
+        weight: float64 [R], only with axis 1; a row of weight 0 is not read, so it may hold NaN.
+        axis: 0 = per row, 1 = per column.
+
+    Returns:
+        float64 [R] or [C].
+
+    Raises:
+        ValueError: a weight with axis 0, or of another size.
+
+    Example:
+        >>> x = np.array([[1.0, -2.0], [3.0, 4.0]], np.float32)
+        >>> abssum(x, weight=np.array([1.0, 0.5]), axis=1)
+        array([2.5, 4. ])
+    """
+    if weight is not None and axis == 0:
+        raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
+    out = np.empty(x.shape[axis], np.float64)
+    if axis:
+        kernels().abssum_col(x, weight, out)
+    else:
+        kernels().abssum_row(x, out)
+    return out

@@ -1,0 +1,105 @@
+"""Dense bit packing of codes, as torch operators (no gradient)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmibq.ops.library import LIBRARY, view
+from cmibq.runtime import kernels
+
+__all__ = ["pack", "reference", "reference_unpack", "unpack"]
+
+LIBRARY.define("pack(Tensor codes, int bits) -> Tensor")
+LIBRARY.define("unpack(Tensor packed, int bits, SymInt cols) -> Tensor")
+
+
+def _bytes(cols: int, bits: int) -> int:
+    return (cols * bits + 7) // 8
+
+
+def reference(codes: Tensor, bits: int) -> Tensor:
+    """Return each row as a little-endian bit stream, least significant bit first: uint8 [R, B]."""
+    rows, cols = codes.shape
+    at = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    stream = codes.new_zeros(rows, _bytes(cols, bits) * 8)
+    stream[:, : cols * bits] = ((codes[:, :, None] >> at[:bits]) & 1).reshape(rows, -1)
+    return (stream.reshape(rows, -1, 8) << at).sum(2).to(torch.uint8)
+
+
+def reference_unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
+    """Return the codes of `reference`: uint8 [R, cols]."""
+    at = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed[:, :, None] >> at) & 1).reshape(len(packed), -1)[:, : cols * bits]
+    return (stream.reshape(len(packed), cols, bits) << at[:bits]).sum(2).to(torch.uint8)
+
+
+def _cpu(codes: Tensor, bits: int) -> Tensor:
+    out = _fake(codes, bits)
+    kernels().pack_row(view(codes), bits, view(out))
+    return out
+
+
+def _unpack_cpu(packed: Tensor, bits: int, cols: int) -> Tensor:
+    out = _unpack_fake(packed, bits, cols)
+    kernels().unpack_row(view(packed), bits, view(out))
+    return out
+
+
+def _fake(codes: Tensor, bits: int) -> Tensor:
+    return codes.new_empty(codes.shape[0], _bytes(codes.shape[1], bits))
+
+
+def _unpack_fake(packed: Tensor, bits: int, cols: int) -> Tensor:
+    return packed.new_empty(packed.shape[0], cols)
+
+
+LIBRARY.impl("pack", _cpu, "CPU")
+LIBRARY.impl("pack", reference, "CUDA")
+LIBRARY.impl("unpack", _unpack_cpu, "CPU")
+LIBRARY.impl("unpack", reference_unpack, "CUDA")
+torch.library.register_fake("cmibq::pack", _fake, lib=LIBRARY)
+torch.library.register_fake("cmibq::unpack", _unpack_fake, lib=LIBRARY)
+
+
+def pack(codes: Tensor, *, bits: int) -> Tensor:
+    """Pack codes densely, each row padded to a byte with zero bits.
+
+    Args:
+        codes: uint8 [R, C], contiguous, all below ``2**bits``.
+        bits: 1..8.
+
+    Returns:
+        uint8 [R, ceil(C * bits / 8)]: a little-endian bit stream, least significant bit first.
+
+    Raises:
+        ValueError: bits out of range, a code that does not fit.
+
+    Example:
+        >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4)
+        tensor([[33,  3]], dtype=torch.uint8)
+    """
+    out: Tensor = torch.ops.cmibq.pack(codes, bits)
+    return out
+
+
+def unpack(packed: Tensor, *, bits: int, cols: int) -> Tensor:
+    """Return the codes that `pack` packed.
+
+    Args:
+        packed: uint8 [R, ceil(cols * bits / 8)], contiguous.
+        bits: 1..8.
+        cols: codes per row.
+
+    Returns:
+        uint8 [R, cols].
+
+    Raises:
+        ValueError: bits out of range, a row of another size.
+
+    Example:
+        >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), bits=4, cols=3)
+        tensor([[1, 2, 3]], dtype=torch.uint8)
+    """
+    out: Tensor = torch.ops.cmibq.unpack(packed, bits, cols)
+    return out

@@ -1,0 +1,86 @@
+"""The NumPy functions equal the torch ops bit for bit, and need no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cmibq import arrays, ops
+
+
+def same(got: object, want: object) -> None:
+    got, want = (v if isinstance(v, tuple) else (v,) for v in (got, want))
+    for a, b in zip(got, want, strict=True):
+        assert isinstance(a, np.ndarray)
+        np.testing.assert_array_equal(a, b.numpy(), strict=True)
+
+
+@pytest.fixture
+def x(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(7, 40)).astype(np.float32)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("zero_in_range", [False, True])
+@pytest.mark.parametrize("half_scale", [False, True])
+def test_grids(x: np.ndarray, symmetric: bool, zero_in_range: bool, half_scale: bool) -> None:
+    mode = symmetric + 2 * zero_in_range + 4 * half_scale
+    modes = {"symmetric": symmetric, "zero_in_range": zero_in_range, "half_scale": half_scale}
+    same(arrays.qparams(x, 4, **modes), ops.qparams(torch.from_numpy(x), 4, mode))
+    same(arrays.qparams_mse(x, 3, **modes), ops.qparams_mse(torch.from_numpy(x), 3, mode))
+
+
+def test_codes(x: np.ndarray) -> None:
+    scale, zero = arrays.qparams(x, 5)
+    grid = (torch.from_numpy(scale), torch.from_numpy(zero))
+    codes = arrays.codes(x, scale, zero, bits=5)
+    same(codes, ops.codes(torch.from_numpy(x), *grid, bits=5))
+    same(arrays.decode(codes, scale, zero), ops.decode(torch.from_numpy(codes), *grid))
+    packed = arrays.pack(codes, bits=5)
+    same(packed, ops.pack(torch.from_numpy(codes), bits=5))
+    same(arrays.unpack(packed, bits=5, cols=40), torch.from_numpy(codes))
+
+
+def test_tokens(x: np.ndarray) -> None:
+    same(arrays.codes_token(x), ops.codes_token(torch.from_numpy(x)))
+    same(arrays.fakequant_token(x, bits=6), ops.fakequant_token(torch.from_numpy(x), bits=6))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reductions(x: np.ndarray, axis: int) -> None:
+    same(arrays.minmax(x, axis=axis), ops.minmax(torch.from_numpy(x), axis=axis))
+    same(arrays.absmax(x, axis=axis), ops.absmax(torch.from_numpy(x), axis=axis))
+    weight = np.linspace(0, 1, 7) if axis else None
+    given = None if weight is None else torch.from_numpy(weight)
+    same(
+        arrays.abssum(x, weight=weight, axis=axis),
+        ops.abssum(torch.from_numpy(x), weight=given, axis=axis),
+    )
+
+
+def test_results_go_where_the_caller_says(x: np.ndarray) -> None:
+    scale, zero = arrays.qparams(x, 4)
+    codes = np.empty(x.shape, np.uint8)
+    assert arrays.codes(x, scale, zero, bits=4, out=codes) is codes
+    values = np.empty_like(x)
+    assert arrays.decode(codes, scale, zero, out=values) is values
+    want = arrays.fakequant_token(x, bits=8)
+    assert arrays.fakequant_token(x, bits=8, out=x) is x
+    np.testing.assert_array_equal(x, want)
+
+
+def test_weights_belong_to_columns(x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="weight weighs rows, so it needs axis=1"):
+        arrays.abssum(x, weight=np.ones(7))
+
+
+def test_no_torch_is_loaded() -> None:
+    code = (
+        "import sys, numpy as np, cmibq.arrays as a; a.qparams(np.ones((1, 8), np.float32), 4); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
