@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fixtures import items_path, llava_dir, llava_gqa_dir
+
+__all__ = ["items_path", "llava_dir", "llava_gqa_dir"]
+
 SKIPS = Path(__file__).with_name("skips.txt")
 _skipped: dict[str, str] = {}
 
