@@ -1,6 +1,6 @@
 """Lists the C extension; everything else is in pyproject.toml.
 
-Environment switches: CMIBQ_SANITIZE=address|thread, CMIBQ_DEBUG=1, CMIBQ_COVERAGE=1, CMIBQ_WERROR=1.
+Environment: CMIBQ_SANITIZE=address|thread, CMIBQ_DEBUG=1, CMIBQ_COVERAGE=1, CMIBQ_WERROR=1.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def native() -> Any:
 
 
 def default_threads() -> int:
-    """Return how many threads kernels use: torch's setting, else OMP_NUM_THREADS, else all cores."""
+    """Return the thread count: torch's setting, else OMP_NUM_THREADS, else all usable cores."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         return int(torch.get_num_threads())

@@ -102,7 +102,7 @@ def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0
     """Round `x` to the grid ``scale * {lo, ..., hi}``; differentiable in `x` and `scale`.
 
     Args:
-        x: [R, C], contiguous. float32 on the CPU runs in C; other dtypes and devices use `reference`.
+        x: [R, C], contiguous. float32 on the CPU runs in C, anything else in `reference`.
         scale: [R] (axis 0) or [C] (axis 1), > 0.
         lo: smallest integer level, ``qmin - zero_point``; same shape as `scale`.
         hi: largest integer level, ``qmax - zero_point``; may vary, so bits may vary per channel.

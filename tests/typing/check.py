@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import assert_type
+
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import assert_type
+
 
 from cmibq import arrays
 from cmibq._C import Kernels
