@@ -5,6 +5,7 @@ from __future__ import annotations
 from cmibq.quant.functional import fake_quantize_tokens, fake_quantize_weight, quantize_weight
 from cmibq.quant.grid import QuantGrid
 from cmibq.quant.observers import OBSERVERS, Observer
+from cmibq.quant.quantizers import QUANTIZERS, Quantizer
 from cmibq.quant.spec import (
     Granularity,
     PerChannel,
@@ -18,6 +19,7 @@ from cmibq.quant.spec import (
 
 __all__ = [
     "OBSERVERS",
+    "QUANTIZERS",
     "Granularity",
     "Observer",
     "PerChannel",
@@ -27,6 +29,7 @@ __all__ = [
     "QParams",
     "QuantGrid",
     "QuantSpec",
+    "Quantizer",
     "RangeMode",
     "fake_quantize_tokens",
     "fake_quantize_weight",

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-class RangeMode(enum.IntFlag):
+class RangeMode(enum.IntFlag, boundary=enum.STRICT):
     """How a range becomes a grid (the same bits as in ``csrc/core/grid.h``).
 
     Example:

@@ -1,0 +1,55 @@
+"""What a quantiser module is, and the list of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.quant.functional import quantize_weight
+from cmibq.quant.spec import QParams, QuantSpec
+from cmibq.registry import Registry
+
+__all__ = ["QUANTIZERS", "Quantizer"]
+
+
+class Quantizer(nn.Module):
+    """A differentiable ``x -> x_hat`` on the grids of one tensor.
+
+    Args:
+        spec: how the tensor is quantised.
+        qparams: its grids, one per row of ``spec.granularity.matrix(shape)``.
+    """
+
+    def __init__(self, spec: QuantSpec, qparams: QParams) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @classmethod
+    def of(cls, x: Tensor, spec: QuantSpec, *, name: str = "weight") -> Quantizer:
+        """Return a quantiser whose grids the observer of `spec` chose for `x`.
+
+        Raises:
+            ModelError: as `cmibq.quant.quantize_weight`.
+        """
+        return cls(spec, quantize_weight(x, spec, name=name))
+
+    def qparams(self) -> QParams:
+        """Return the grids in force, detached: what packing stores."""
+        raise NotImplementedError
+
+    def fake(self, m: Tensor) -> Tensor:
+        """Return the matrix `m` [rows, cols] rounded to the grids; differentiable."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded to its grids, in the shape and dtype of `x`."""
+        granularity = self.spec.granularity
+        m = self.fake(granularity.to_matrix(x).to(torch.float32))
+        return granularity.from_matrix(m, x.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows."""
+        return f"bits={self.spec.bits}, granularity={self.spec.granularity}"
+
+
+QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
