@@ -63,3 +63,19 @@ class Kernels:
     def fakequant_token(self, x: _F32, bits: int, out: _F32, /) -> None: ...
     def pack_row(self, codes: _U8, bits: int, out: _U8, /) -> None: ...
     def unpack_row(self, packed: _U8, bits: int, out: _U8, /) -> None: ...
+    def scaleloss(
+        self,
+        x: _F32,
+        w: _F32,
+        token: _F64,
+        s: _F32,
+        bits: int,
+        group: int,
+        mode: int,
+        act_bits: int,
+        kind: int,
+        loss: _F64,
+        work: _F64,
+        /,
+    ) -> None: ...
+    def scaleloss_workspace(self, T: int, N: int, K: int, act_bits: int, /) -> int: ...

@@ -67,4 +67,18 @@ cq_status cq_pack_row(cq_ctx *cx, const uint8_t *codes, int bits, uint8_t *out, 
 cq_status cq_unpack_row(cq_ctx *cx, const uint8_t *packed, int bits, uint8_t *out, size_t R,
                         size_t C);
 
+/* Loss of every candidate scale s[i] of a linear layer; see csrc/kernels/scaleloss/scalar.c. */
+typedef struct cq_scaleloss_args {
+    const float *x, *w;  /* [T, K], [N, K] */
+    const double *token; /* [T] */
+    const float *s;      /* [S, K] */
+    size_t T, N, K, S;
+    size_t group; /* divides K, at least 1 */
+    int bits, mode, act_bits, kind;
+} cq_scaleloss_args;
+
+/* How many doubles `work` holds. */
+size_t cq_scaleloss_workspace(size_t T, size_t N, size_t K, int act_bits);
+cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, double *work);
+
 #endif

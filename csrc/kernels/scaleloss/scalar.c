@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* scaleloss: the output error that quantising a scaled weight makes, for one candidate scale s.
+ *
+ *   weight  v = w * s;  q = Q(v) on the grid of its group (core/grid.h);
+ *           weights only:      err = q / s - w
+ *           with activations:  err = q - v,  scaled = v          (scaled != NULL)
+ *   token   v = x / s;  step = max(max|v|, 1e-5) / (2**(bits-1) - 1);
+ *           hat = clamp(rint(v / step), -2**(bits-1), 2**(bits-1) - 1) * step;  err = hat - v
+ *   pack    out[k][j] = rows[j][k], j < CQ_PANEL; rows from m on are zero
+ *   tile    e[r][j] = sum_k x0[r][k] * b0[k][j] + sum_k x1[r][k] * b1[k][j]   (x1 may be NULL)
+ *           loss = sum_r token[r] * sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
+ *
+ * The error of a layer, e = hat(x/s).Q(w s)' - x.w', is summed as hat.(Q - v)' + (hat - x/s).v':
+ * both terms are small, so nothing cancels.
+ *
+ * Shapes: weight takes one group of n weights and n scales; token one token of n channels; pack
+ * m <= CQ_PANEL rows of n; tile m <= CQ_TILE_ROWS rows of K against packed panels [K, CQ_PANEL].
+ * No aliasing. NaN or inf in x or w, and a grid whose scale overflows, give a NaN loss.
+ * Exactness: weight, token and pack are EXACT. tile is ULP: each e is one float32 chain over k
+ * (error <= K * 2**-24 * sum |x b|); what follows is summed in double in one order on every ISA.
+ * Source: Lin et al., "AWQ", MLSys 2024, eq. 4; Li et al., "MBQ", CVPR 2025, eq. 8. */
+#include "kernels/scaleloss/scaleloss.h"
+
+#include <math.h>
+
+CQ_INLINE float fake(float v, cq_affine p) {
+    return cq_rint_small(cq_clampf(v / p.scale, p.lo, p.hi)) * p.scale + 0.0f;
+}
+
+void cq_scaleloss_weight_f32_scalar(const float *w, const float *s, size_t n, int bits, int mode,
+                                    float *err, float *scaled) {
+    float mn = INFINITY, mx = -INFINITY; /* NaN is left out here and comes back through fake() */
+    for (size_t i = 0; i < n; i++) {
+        const float v = w[i] * s[i];
+        mn = v < mn ? v : mn;
+        mx = v > mx ? v : mx;
+    }
+    const cq_affine p = cq_scaleloss_grid(mn, mx, bits, mode);
+    for (size_t i = 0; i < n; i++) {
+        const float v = w[i] * s[i], q = fake(v, p);
+        err[i] = scaled ? q - v : q / s[i] - w[i];
+        if (scaled) scaled[i] = v;
+    }
+}
+
+void cq_scaleloss_token_f32_scalar(const float *x, const float *s, size_t n, int bits, float *hat,
+                                   float *err) {
+    float top = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        const float v = x[i] / s[i], a = fabsf(v);
+        top = a > top ? a : top;
+        hat[i] = v;
+    }
+    const cq_affine p = cq_scaleloss_token_grid(top, bits);
+    for (size_t i = 0; i < n; i++) {
+        const float v = hat[i];
+        hat[i] = fake(v, p);
+        err[i] = hat[i] - v;
+    }
+}
+
+void cq_scaleloss_pack_f32_scalar(const float *rows, size_t m, size_t n, float *out) {
+    for (size_t begin = 0; begin < n; begin += 16) {
+        const size_t end = cq_min_size(n, begin + 16);
+        for (size_t j = 0; j < CQ_PANEL; j++)
+            for (size_t k = begin; k < end; k++)
+                out[k * CQ_PANEL + j] = j < m ? rows[j * n + k] : 0.0f;
+    }
+}
+
+static void accumulate(const float *x, const float *b, size_t K, float *e) {
+    for (size_t k = 0; k < K; k++)
+        for (size_t j = 0; j < CQ_PANEL; j++) e[j] += x[k] * b[k * CQ_PANEL + j];
+}
+
+void cq_scaleloss_tile_f32_scalar(const float *x0, const float *b0, const float *x1,
+                                  const float *b1, size_t m, size_t K, const double *token,
+                                  int kind, double *loss) {
+    double total = 0.0;
+    for (size_t r = 0; r < m; r++) {
+        float e[CQ_PANEL] = {0};
+        accumulate(x0 + r * K, b0, K, e);
+        if (x1) accumulate(x1 + r * K, b1, K, e);
+        double row = 0.0;
+        for (size_t half = 0; half < CQ_PANEL; half += 16) {
+            double lane[8];
+            for (size_t j = 0; j < 8; j++) {
+                const double a = (double)e[half + j], b = (double)e[half + 8 + j];
+                lane[j] = kind ? a * a + b * b : fabs(a) + fabs(b);
+            }
+            row += ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+                   ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+        }
+        total += token[r] * row;
+    }
+    *loss = total;
+}
