@@ -11,8 +11,11 @@ from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qparams import qparams, qparams_mse
 from cmibq.arrays.reduce import absmax, abssum, minmax
+from cmibq.arrays.scaleloss import scaleloss
+from cmibq.arrays.search import ScaleSearch, search_scales
 
 __all__ = [
+    "ScaleSearch",
     "absmax",
     "abssum",
     "codes",
@@ -25,5 +28,7 @@ __all__ = [
     "pack",
     "qparams",
     "qparams_mse",
+    "scaleloss",
+    "search_scales",
     "unpack",
 ]

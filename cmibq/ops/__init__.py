@@ -7,6 +7,7 @@ from cmibq.ops.fakequant import fakequant
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qparams import qparams, qparams_mse
 from cmibq.ops.reduce import absmax, abssum, minmax
+from cmibq.ops.scaleloss import scaleloss
 
 __all__ = [
     "absmax",
@@ -20,5 +21,6 @@ __all__ = [
     "pack",
     "qparams",
     "qparams_mse",
+    "scaleloss",
     "unpack",
 ]

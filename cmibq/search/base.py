@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from cmibq.arrays.search import token_weights
 from cmibq.errors import ConfigError, ModelError
 from cmibq.registry import Registry
 
@@ -107,14 +108,8 @@ class TokenWeights:
         References:
             Li et al., "MBQ", CVPR 2025, eq. 6-8; normalisation as in the published code.
         """
-        text = answer.double()
-        image = torch.zeros_like(text) if vision is None else vision.double()
-        if not (answer.any() or image.any()):
-            return cls.uniform(len(answer), answer, vision)
-        if loss == "mse":
-            weight = text / text.sum().clamp(min=1) + ratio * image / image.sum().clamp(min=1)
-        else:
-            weight = (text + ratio * image) / (text.sum() + image.sum())
+        masks = [None if m is None else m.cpu().numpy() for m in (answer, vision)]
+        weight = torch.from_numpy(token_weights(masks[0], masks[1], ratio, loss, len(answer)))
         return cls(weight, answer, vision)
 
 

@@ -1,7 +1,7 @@
 """Cases of scaleloss: candidates, float64 oracle, and data that single out one kernel.
 
-With one-hot tokens every product has one term, so the loss shows the weight errors (and the packing)
-exactly; with one-hot weights that their grid holds exactly it shows the token errors exactly.
+With one-hot tokens every product has one term, so the loss shows the weight errors (and the
+packing) exactly; with one-hot weights that their grid holds it shows the token errors exactly.
 """
 
 from __future__ import annotations
