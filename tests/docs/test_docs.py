@@ -1,0 +1,130 @@
+"""What the documents say is true: examples run, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs import pages
+from tests.docs.pages import PAGES, ROOT, Block
+
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def run(block: Block, names: dict[str, Any]) -> None:
+    if ">>> " not in block.text:
+        exec(compile("\n" * block.line + block.text, block.where, "exec"), names)
+        return
+    test = doctest.DocTestParser().get_doctest(
+        block.text, names, block.where, str(block.page), block.line
+    )
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    said: list[str] = []
+    runner.run(test, out=said.append, clear_globs=False)
+    names.update(test.globs)
+    assert not runner.failures, "".join(said)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The python blocks of a page run in order, in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "example"}
+    for block in pages.blocks(page):
+        if block.runs:
+            run(block, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_blocks_name_their_language(page: Path) -> None:
+    assert [b.where for b in pages.blocks(page) if not b.lang] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for where, target in pages.links(page):
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if not path.exists() or (anchor and anchor not in pages.anchors(path)):
+            dead.append(f"{where}: {target}")
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_make_words_exist(page: Path) -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = re.findall(r"^\.PHONY:(.*)$", text, re.MULTILINE)
+    known = {word for line in phony for word in line.split()} | {".venv"}
+    assert [f"{w}: make {t}" for w, t in pages.make_words(page) if t not in known] == []
+
+
+class Parsed(Exception):
+    """Raised in place of running a command, once its flags are known to be right."""
+
+
+def parse(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a command and its flags without reading files or running anything."""
+    from cmibq.cli import main, options
+
+    if words[0] in ("--help", "--version"):
+        return
+    assert words[0] in main.COMMANDS, f"no command {words[0]}"
+    module = importlib.import_module(f"cmibq.cli.{main.COMMANDS[words[0]][0]}")
+
+    def read(command: str, cls: type[Any], given: Sequence[str], **settings: Any) -> Any:
+        own = options._OWN if settings.get("from_file", True) else {}
+        extra = {**own, **(settings.get("switches") or {})}
+        parser = options._build_parser(command, cls, "", extra)
+        options._read_flags(parser, cls, list(given), extra)
+        raise Parsed
+
+    monkeypatch.setattr(module, "read_options", read)
+    flags = [w for w in words[1:] if w not in main._GLOBAL]
+    with pytest.raises(Parsed):
+        module.run(flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where, words in pages.cmibq_commands(page):
+        try:
+            parse(words, monkeypatch)
+        except (Exception, pytest.fail.Exception) as error:
+            raise AssertionError(f"{where}: cmibq {' '.join(words)}: {error}") from error
+
+
+def yaml_keys(block: Block) -> Sequence[Mapping[str, Any]]:
+    import yaml
+
+    content = yaml.safe_load(block.text)
+    return content if isinstance(content, list) else [content]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=pages.name)
+def test_yaml_examples_are_recipes(page: Path) -> None:
+    """A YAML block is a recipe of `quantize`, or of `eval` where the line before says so."""
+    from cmibq.recipe import EvalConfig, QuantRecipe
+
+    for block in pages.blocks(page):
+        if block.lang == "yaml":
+            kind = EvalConfig if "eval" in block.lead else QuantRecipe
+            for run_ in yaml_keys(block):
+                kind(**run_)
+
+
+def test_documents_name_no_machine() -> None:
+    """No path of a build machine, no package registry."""
+    found = [
+        f"{pages.name(page)}:{number}: {line.strip()}"
+        for page in PAGES
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if re.search(r"(/work|/tmp|/home|/root|/opt)\b|pypi|artifactory|index-url", line)
+    ]
+    assert found == []
