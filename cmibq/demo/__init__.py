@@ -1,0 +1,1 @@
+"""The embedded default: a small vision-language model trained on real bundled images."""
