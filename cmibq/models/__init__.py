@@ -1,0 +1,20 @@
+"""Model families: what a family is made of (`Adapter`) and how a model folder is opened."""
+
+from __future__ import annotations
+
+from cmibq.models import llava
+from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_weights
+from cmibq.models.load import LoadedModel, load, load_processor, read_family
+
+__all__ = [
+    "MODELS",
+    "Adapter",
+    "GroupRow",
+    "LoadedModel",
+    "adapter_of",
+    "check_weights",
+    "llava",
+    "load",
+    "load_processor",
+    "read_family",
+]

@@ -1,0 +1,172 @@
+"""Opening a local model folder; everything that does not fit is told before weights are read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cmibq.errors import DataError, ModelError, nearest
+from cmibq.fileio import read_json
+from cmibq.models.base import MODELS, Adapter
+
+__all__ = ["LoadedModel", "load", "load_processor", "read_family"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what is needed to feed it.
+
+    Args:
+        model: the Hugging Face model, in evaluation mode.
+        processor: its processor.
+        adapter: its family.
+        path: the folder it came from.
+    """
+
+    model: nn.Module
+    processor: Any
+    adapter: Adapter
+    path: Path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars and hints of transformers, and put its settings back."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelError(
+            f"model folder {str(folder)!r} does not exist; pass a local Hugging Face model folder"
+            " (models are not downloaded)"
+        )
+    try:
+        config = read_json(folder / "config.json")
+    except DataError as error:
+        raise ModelError(f"{folder} is not a model folder: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is not an object; check the checkpoint")
+    return config
+
+
+def _family(config: dict[str, Any], where: Path, model: str) -> str:
+    found = str(config.get("model_type"))
+    supported = ", ".join(MODELS)
+    if found not in MODELS:
+        raise ModelError(
+            f"{where}: model family {found!r} is not supported; supported are {supported}"
+        )
+    if model not in ("auto", *MODELS):
+        hint = nearest(model, ["auto", *MODELS])
+        raise ModelError(f"model is {model!r}; supported are auto, {supported} ({hint})")
+    if model not in ("auto", found):
+        raise ModelError(f"model is {model!r} but {where} holds a {found!r}; set model to auto")
+    return found
+
+
+def read_family(path: str | os.PathLike[str], *, model: str = "auto") -> Adapter:
+    """Return the adapter of a model folder by its config.json; weights are not read.
+
+    Args:
+        path: local model folder.
+        model: family it must be of, or ``"auto"``.
+
+    Raises:
+        ModelError: no such folder, an unsupported family or decoder; lists what is supported.
+    """
+    folder = Path(path).expanduser()
+    config = _config(folder)
+    adapter = MODELS[_family(config, folder, model)]
+    text = config.get("text_config") or {}
+    decoder = str(text.get("model_type", "llama"))
+    if decoder not in adapter.decoders:
+        raise ModelError(
+            f"{folder}: decoder {decoder!r} of family {adapter.family!r} is not supported;"
+            f" supported are {', '.join(adapter.decoders)}"
+        )
+    return adapter
+
+
+def load_processor(path: str | os.PathLike[str]) -> Any:
+    """Load the processor (image processor, tokenizer, chat template) of a folder.
+
+    Raises:
+        ModelError: it is missing or incomplete.
+    """
+    from transformers import AutoProcessor
+
+    with _quiet():
+        try:
+            processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+            raise ModelError(
+                f"the processor of {path} cannot be loaded ({error}); copy processor_config.json"
+                " and the tokenizer files of the model there"
+            ) from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ModelError(f"{path} has a tokenizer only; copy its image processor's files there")
+    return processor
+
+
+def _weights(folder: Path) -> nn.Module:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    with _quiet():
+        try:
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype="auto",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"the weights of {folder} cannot be loaded ({error})") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if found.get(kind):
+            some = ", ".join(sorted(map(str, found[kind]))[:3])
+            raise ModelError(
+                f"{folder}: {len(found[kind])} {kind.replace('_', ' ')} in the checkpoint ({some});"
+                " it is incomplete or belongs to another model"
+            )
+    made: nn.Module = model.eval()
+    return made
+
+
+def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
+    """Load a local Hugging Face model folder on the CPU, in the dtype of its checkpoint.
+
+    Args:
+        path: folder with config.json, safetensors weights and processor files.
+        model: family it must be of, or ``"auto"``.
+
+    Raises:
+        ModelError: the folder is missing, of an unsupported family, incomplete or already
+            quantised; names what and lists what is supported.
+    """
+    folder = Path(path).expanduser()
+    adapter = read_family(folder, model=model)
+    if _config(folder).get("quantization_config"):
+        raise ModelError(
+            f"{folder} is already quantised; pass the float model (a package is opened by eval)"
+        )
+    return LoadedModel(_weights(folder), load_processor(folder), adapter, folder)

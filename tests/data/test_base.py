@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cmibq.data import CALIBRATIONS, Message, check_images, read_items, read_json_items
+from cmibq.data.coco import choose
+from cmibq.errors import ConfigError, DataError
+from cmibq.recipe import QuantRecipe
+
+TALK = [{"from": "human", "value": "<image>\nwhich ?"}, {"from": "gpt", "value": "red"}]
+
+
+def written(folder: Path, items: Any, name: str = "items.json") -> Path:
+    path = folder / name
+    if name.endswith(".jsonl"):
+        path.write_text("\n".join(i if isinstance(i, str) else json.dumps(i) for i in items))
+    else:
+        path.write_text(items if isinstance(items, str) else json.dumps(items))
+    return path
+
+
+def test_reads_lists_and_lines_alike(tmp_path: Path) -> None:
+    items = [
+        {"image": "a.png", "conversations": TALK, "kind": "x"},
+        {"id": 7, "conversations": [{"from": "human", "value": "?"}, *TALK[1:]]},
+        {"image": ["a.png", "b.png"], "conversations": [TALK[0], *TALK]},
+    ]
+    first = read_items(written(tmp_path, items))
+    second = read_items(written(tmp_path, items, "items.jsonl"))
+    assert [s.messages for s in first] == [s.messages for s in second]
+    assert first[0].images == (tmp_path / "a.png",)
+    assert first[0].messages == (Message("user", "<image>\nwhich ?"), Message("assistant", "red"))
+    assert first[0].raw["kind"] == "x"
+    assert first[1].id == "7"
+    assert first[1].images == ()
+    assert len(first[2].images) == 2
+
+
+def test_image_folder_is_where_images_start(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"image": "a.png", "conversations": TALK}])
+    (tmp_path / "pictures").mkdir()
+    assert read_items(path, tmp_path / "pictures")[0].images == (tmp_path / "pictures" / "a.png",)
+    with pytest.raises(DataError, match=r"image_folder '.*nowhere' is not a folder"):
+        read_items(path, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "has no items"),
+        ({}, "a dict at the top"),
+        ("[\n1,\n]", "line 3"),
+        (["x"], "item 0: a str"),
+        ([{}], "item 0: no conversations"),
+        ([{"conversations": TALK, "image": 3}], "item 0: image is 3"),
+        ([{"conversations": TALK}], "item 0: 0 images but 1 <image> marks"),
+        ([{"conversations": TALK[1:], "image": "a.png"}], "item 0: 1 images but 0 <image>"),
+        ([{"conversations": TALK[:1], "image": "a.png"}], "item 0: no answer"),
+        ([{"conversations": [*TALK, {"from": "bot", "value": ""}]}], "item 0: turn 2 is"),
+        ([{"conversations": [{"from": "gpt", "value": 1}]}], "item 0: turn 0 is"),
+    ],
+)
+def test_bad_items_are_named(tmp_path: Path, items: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_items(written(tmp_path, items))
+
+
+def test_malformed_line_is_named(tmp_path: Path) -> None:
+    good = {"conversations": TALK, "image": "a.png"}
+    path = written(tmp_path, [good, "", '{"image": "b.png", ', good], "items.jsonl")
+    with pytest.raises(DataError, match=r"items\.jsonl, line 3: not valid JSON"):
+        read_items(path)
+
+
+@pytest.mark.parametrize(("name", "message"), [("x.json", "is not a file"), ("", "is empty")])
+def test_missing_file(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_json_items(name)
+
+
+def test_other_suffix(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"allowed: \.json, \.jsonl"):
+        read_items(written(tmp_path, "x", "items.csv"))
+
+
+def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    items = [{"image": n, "conversations": TALK} for n in ("a.png", "b.png", "c.png")]
+    samples = read_items(written(tmp_path, items))
+    check_images(samples[:1])
+    with pytest.raises(DataError, match=r"item 1: image '.*b\.png' cannot be read"):
+        check_images(samples[:2])
+    with pytest.raises(DataError, match=r"item 2: image '.*c\.png' does not exist"):
+        check_images(samples[2:])
+
+
+def test_choice_is_by_seed_and_repeats_only_as_published(items_path: Path) -> None:
+    samples = read_items(items_path)
+    assert choose(samples, 5, 1, False) == choose(samples, 5, 1, False)
+    assert choose(samples, 5, 1, False) != choose(samples, 5, 2, False)
+    assert len(choose(samples, 99, 1, False)) == len(samples)
+    again = choose(samples, 99, 1, True)
+    assert len(again) == 99
+    assert again[len(samples)] == again[0]
+
+
+def test_coco_checks_the_images_it_takes(tmp_path: Path) -> None:
+    items = [{"image": f"{i}.png", "conversations": TALK} for i in range(3)]
+    recipe = QuantRecipe(data_path=str(written(tmp_path, items)), n_samples=1)
+    with pytest.raises(DataError, match="does not exist"):
+        CALIBRATIONS["coco"].read(recipe)
+
+
+def test_unknown_calibration_data_offers_names() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'coco'"):
+        CALIBRATIONS["coc"]
