@@ -11,11 +11,13 @@
 #include "core/dispatch.h"
 #include "core/grid.h"
 
+#include <math.h>
+
 void cq_codes_f32_row_scalar(const float *x, uint8_t *out, size_t n, cq_affine p) {
     for (size_t i = 0; i < n; i++) {
         const float v = x[i] / p.scale;
         const float c = cq_rint_small(cq_clampf(v, p.lo, p.hi)) - p.lo;
-        out[i] = (uint8_t)(int32_t)(v == v ? c : 0.0f);
+        out[i] = (uint8_t)(int32_t)(isnan(v) ? 0.0f : c);
     }
 }
 
@@ -27,6 +29,6 @@ void cq_codes_f32_s8_row_scalar(const float *x, int8_t *out, size_t n, float sca
     for (size_t i = 0; i < n; i++) {
         const float v = x[i] / scale;
         const float c = cq_rint_small(cq_clampf(v, -128.0f, 127.0f));
-        out[i] = (int8_t)(int32_t)(v == v ? c : 0.0f);
+        out[i] = (int8_t)(int32_t)(isnan(v) ? 0.0f : c);
     }
 }

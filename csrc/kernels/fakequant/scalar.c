@@ -13,27 +13,17 @@
  * Exactness: EXACT. gscale of _row sums in double in eight lanes, lane i % 8, added pairwise
  * ((0+4)+(2+6))+((1+5)+(3+7)); _col adds to gscale[i]. */
 #include "core/dispatch.h"
-
-CQ_INLINE float clamp_nan(float v, float lo, float hi) {
-    v = v < lo ? lo : v;
-    return v > hi ? hi : v;
-}
-
-/* rint() for |v| <= 2**22: adding 1.5 * 2**23 leaves no fraction bits, in round-half-even. */
-CQ_INLINE float rint_small(float v) {
-    const float magic = 12582912.0f;
-    return (v + magic) - magic;
-}
+#include "core/grid.h"
 
 void cq_fakequant_f32_row_scalar(const float *x, float *out, size_t n, cq_affine p) {
     for (size_t i = 0; i < n; i++)
-        out[i] = rint_small(clamp_nan(x[i] / p.scale, p.lo, p.hi)) * p.scale + 0.0f;
+        out[i] = cq_rint_small(cq_clampf(x[i] / p.scale, p.lo, p.hi)) * p.scale + 0.0f;
 }
 
 void cq_fakequant_f32_col_scalar(const float *x, float *out, size_t n, const float *scale,
                                  const float *lo, const float *hi) {
     for (size_t i = 0; i < n; i++)
-        out[i] = rint_small(clamp_nan(x[i] / scale[i], lo[i], hi[i])) * scale[i] + 0.0f;
+        out[i] = cq_rint_small(cq_clampf(x[i] / scale[i], lo[i], hi[i])) * scale[i] + 0.0f;
 }
 
 void cq_fakequant_bwd_f32_row_scalar(const float *x, const float *g, float *gx, size_t n,
@@ -42,7 +32,7 @@ void cq_fakequant_bwd_f32_row_scalar(const float *x, const float *g, float *gx, 
     for (size_t i = 0; i < n; i++) {
         const float v = x[i] / p.scale;
         const int inside = v >= p.lo && v <= p.hi;
-        const float d = rint_small(clamp_nan(v, p.lo, p.hi)) - (inside ? v : 0.0f);
+        const float d = cq_rint_small(cq_clampf(v, p.lo, p.hi)) - (inside ? v : 0.0f);
         lane[i % 8] += (double)g[i] * (double)d;
         gx[i] = inside ? g[i] : 0.0f;
     }
@@ -56,7 +46,7 @@ void cq_fakequant_bwd_f32_col_scalar(const float *x, const float *g, float *gx, 
     for (size_t i = 0; i < n; i++) {
         const float v = x[i] / scale[i];
         const int inside = v >= lo[i] && v <= hi[i];
-        const float d = rint_small(clamp_nan(v, lo[i], hi[i])) - (inside ? v : 0.0f);
+        const float d = cq_rint_small(cq_clampf(v, lo[i], hi[i])) - (inside ? v : 0.0f);
         gscale[i] += (double)g[i] * (double)d;
         gx[i] = inside ? g[i] : 0.0f;
     }

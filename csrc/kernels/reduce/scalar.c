@@ -18,7 +18,7 @@ void cq_minmax_f32_row_scalar(const float *x, size_t n, float *mn, float *mx) {
     for (size_t i = 0; i < n; i++) {
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
-        nan |= x[i] != x[i];
+        nan |= isnan(x[i]);
     }
     *mn = nan ? NAN : low + 0.0f;
     *mx = nan ? NAN : high + 0.0f;
@@ -26,7 +26,7 @@ void cq_minmax_f32_row_scalar(const float *x, size_t n, float *mn, float *mx) {
 
 void cq_minmax_f32_col_scalar(const float *x, size_t n, float *mn, float *mx) {
     for (size_t i = 0; i < n; i++) {
-        const int nan = x[i] != x[i];
+        const int nan = isnan(x[i]);
         mn[i] = (x[i] < mn[i]) | nan ? x[i] : mn[i];
         mx[i] = (x[i] > mx[i]) | nan ? x[i] : mx[i];
     }
@@ -38,7 +38,7 @@ void cq_absmax_f32_row_scalar(const float *x, size_t n, float *out) {
     for (size_t i = 0; i < n; i++) {
         const float a = fabsf(x[i]);
         high = a > high ? a : high;
-        nan |= a != a;
+        nan |= isnan(a);
     }
     *out = nan ? NAN : high;
 }
@@ -46,7 +46,7 @@ void cq_absmax_f32_row_scalar(const float *x, size_t n, float *out) {
 void cq_absmax_f32_col_scalar(const float *x, size_t n, float *out) {
     for (size_t i = 0; i < n; i++) {
         const float a = fabsf(x[i]);
-        out[i] = (a > out[i]) | (a != a) ? a : out[i];
+        out[i] = (a > out[i]) | isnan(a) ? a : out[i];
     }
 }
 
