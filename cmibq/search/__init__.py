@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cmibq.search import awq, mbq, rtn, smoothquant
 from cmibq.search.base import (
     SEARCHES,
     BlockRunner,
@@ -12,6 +13,7 @@ from cmibq.search.base import (
     TokenWeights,
     apply_scales_,
 )
+from cmibq.search.loop import weight_spec
 
 __all__ = [
     "SEARCHES",
@@ -22,4 +24,9 @@ __all__ = [
     "SearchConfig",
     "TokenWeights",
     "apply_scales_",
+    "awq",
+    "mbq",
+    "rtn",
+    "smoothquant",
+    "weight_spec",
 ]

@@ -1,0 +1,150 @@
+"""The search that AWQ and MBQ share: try every candidate scale of a group, keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmibq.arrays.search import argbest, candidates, ratios
+from cmibq.errors import ConfigError, ModelError
+from cmibq.ops import abssum, scaleloss
+from cmibq.quant import PerGroup, QuantSpec, RangeMode, fake_quantize_weight
+from cmibq.search.base import BlockRunner, GroupCalib, GroupResult, SearchConfig
+
+__all__ = ["candidate_scales", "group_losses", "search_group", "weight_spec"]
+
+POWER = {"mae": 1, "mse": 2}
+
+
+def weight_spec(cfg: SearchConfig) -> QuantSpec:
+    """Return how weights are quantised.
+
+    The reference variant takes the published range as met, and with quantised activations one
+    symmetric grid per row, whatever the group size.
+    """
+    if cfg.variant == "default":
+        return QuantSpec(cfg.bits, PerGroup(cfg.group_size), cfg.symmetric)
+    per_row = cfg.act_bits is not None
+    symmetric = cfg.symmetric or per_row
+    size = 0 if per_row else cfg.group_size
+    mode = RangeMode.reference(symmetric=symmetric)
+    return QuantSpec(cfg.bits, PerGroup(size), symmetric, mode)
+
+
+def candidate_scales(calib: GroupCalib, cfg: SearchConfig) -> Tensor:
+    """Return float32 [n_grid, K] from mean magnitudes of input channels and weight columns."""
+    parts = (abssum(w.contiguous(), axis=1) for w in calib.weights)
+    columns = torch.stack(list(parts)).sum(0) / max(sum(map(len, calib.weights)), 1)
+    channels = abssum(calib.x.contiguous(), axis=1) / max(len(calib.x), 1)
+    a, c = (v.float().numpy() for v in (channels, columns))
+    return torch.from_numpy(candidates(a, c, cfg.n_grid, cfg.variant))
+
+
+def _layer_losses(
+    calib: GroupCalib, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
+) -> Tensor:
+    """Return the losses of layers whose own output is compared: one kernel call per layer."""
+    spec, total = weight_spec(cfg), torch.zeros(len(grid), dtype=torch.float64)
+    for name, w in zip(calib.group.linears, calib.weights, strict=True):
+        try:
+            _, size = spec.granularity.matrix(w.shape)
+        except ConfigError as error:
+            raise ModelError(f"{name}: {error}") from error
+        total += scaleloss(
+            calib.x.contiguous(), w.contiguous(), grid, bits=cfg.bits, mode=int(spec.range_mode),
+            group_size=size, act_bits=cfg.act_bits, power=power, token_weight=token,
+        )  # fmt: skip
+    return total / max(sum(map(len, calib.weights)), 1)
+
+
+def _compare(target: list[Tensor], out: Iterator[Tensor], token: Tensor, power: int) -> float:
+    """Return sum_t token_t mean_c |target - out|**power over chunks of tokens."""
+    loss, at = 0.0, 0
+    for one, other in zip(target, out, strict=True):
+        error = (one - other).abs().pow_(power).mean(-1, dtype=torch.float64)
+        loss += float(token[at : at + len(one)] @ error)
+        at += len(one)
+    return loss
+
+
+def _block_losses(
+    calib: GroupCalib, run: BlockRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
+) -> Tensor:
+    """Return the losses of a group whose inspected module is run for every candidate."""
+    spec, names = weight_spec(cfg), calib.group.linears
+    target = [t.clone() for t in run(calib.weights, input_scale=None, act_bits=None)]
+    if sum(map(len, target)) != len(token):
+        raise ModelError(
+            f"group {calib.group.name!r}: {calib.group.inspect} gave {sum(map(len, target))} "
+            f"tokens for {len(token)} token weights"
+        )
+    losses = []
+    for s in grid:
+        pairs = zip(names, calib.weights, strict=True)
+        scaled = [fake_quantize_weight(w * s, spec, name=n) for n, w in pairs]
+        if cfg.act_bits is None:
+            out = run([w / s for w in scaled], input_scale=None, act_bits=None)
+        else:
+            out = run(scaled, input_scale=s, act_bits=cfg.act_bits)
+        losses.append(_compare(target, out, token, power))
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@torch.no_grad()
+def group_losses(
+    calib: GroupCalib, cfg: SearchConfig, token: Tensor, grid: Tensor, loss: str
+) -> Tensor:
+    """Return the loss of every scale vector of `grid` [S, K] for one group, float64 [S].
+
+    Args:
+        calib: the group; a `block` of None compares the layers' own outputs.
+        cfg: what is quantised.
+        token: float64 [T], weight of each token.
+        grid: float32 [S, K], finite and > 0.
+        loss: ``"mae"`` or ``"mse"``.
+
+    Raises:
+        ModelError: a weight is not finite, a group size does not divide, or the block yields
+            another number of tokens; names the layer or group.
+    """
+    if calib.block is None:
+        return _layer_losses(calib, cfg, token, grid, POWER[loss])
+    return _block_losses(calib, calib.block, cfg, token, grid, POWER[loss])
+
+
+@torch.no_grad()
+def search_group(calib: GroupCalib, cfg: SearchConfig, token: Tensor, loss: str) -> GroupResult:
+    """Return the candidate with the least loss; the first is no scaling, so never worse than RTN.
+
+    Args:
+        calib: the group.
+        cfg: what is quantised, how many candidates, which variant.
+        token: float64 [T], weight of each token.
+        loss: ``"mae"`` or ``"mse"``.
+
+    Raises:
+        ModelError: as `group_losses`, or every loss is NaN; names the group.
+    """
+    _check_finite(calib)
+    grid = candidate_scales(calib, cfg)
+    losses = group_losses(calib, cfg, token, grid, loss).tolist()
+    try:
+        best = argbest(np.asarray(losses))
+    except ModelError as error:
+        raise ModelError(f"group {calib.group.name!r}: {error}") from error
+    ratio = ratios(cfg.n_grid, cfg.variant)[best]
+    return GroupResult(grid[best].clone(), losses, ratio)
+
+
+def _check_finite(calib: GroupCalib) -> None:
+    """Refuse NaN and inf by name: they would only show as a NaN loss later."""
+    named: Iterable[tuple[str, Tensor]] = (
+        (f"input of {calib.group.name}", calib.x),
+        *((f"weight of {n}", w) for n, w in zip(calib.group.linears, calib.weights, strict=True)),
+    )
+    for name, t in named:
+        if not bool(torch.isfinite(t).all()):
+            raise ModelError(f"the {name} holds NaN or inf; repair the model or its input")
