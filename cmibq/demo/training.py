@@ -239,8 +239,6 @@ def train(
     Returns:
         The training record, as in ``training.json``.
     """
-    from safetensors.torch import save
-
     out_dir, steps = Path(out_dir), STEPS if steps is None else steps
     out_dir.mkdir(parents=True, exist_ok=True)
     model = build_model(seed)
@@ -249,27 +247,39 @@ def train(
         seen, curve = _fit(model, load_pool("train"), seed=seed, steps=steps)
         seconds = time.perf_counter() - start
         dev = _measure_dev(model)
+    record: dict[str, Any] = {
+        "seed": seed,
+        "steps": steps,
+        "vision_steps": len(seen),
+        "wall_seconds": round(seconds, 1),
+        "threads": used,
+        "dev": dev,
+        "vision_loss": _summarise_curve(seen),
+        "loss": _summarise_curve(curve),
+    }
+    logger.info("dev accuracy %.4f after %d steps, %.0f s", dev["accuracy"], steps, seconds)
+    return _write(out_dir, model, record)
+
+
+def _write(
+    out_dir: Path, model: LlavaForConditionalGeneration, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Write weights, configuration and the record, which is completed and returned."""
+    from safetensors.torch import save
+
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
     write_bytes(out_dir / "model.safetensors", weights)
     model.config.save_pretrained(out_dir)
     record = {
-        "seed": seed,
-        "steps": steps,
-        "vision_steps": len(seen),
+        **record,
         "pictures_per_step": _BATCH,
         "questions_per_picture": len(KINDS),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "wall_seconds": round(seconds, 1),
-        "threads": used,
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "environment": {key: os.environ[key] for key in HEAP_SETTINGS if key in os.environ},
         "versions": _versions(),
-        "dev": dev,
-        "vision_loss": _summarise_curve(seen),
-        "loss": _summarise_curve(curve),
         "sha256": sha256_bytes(weights),
     }
     write_json(out_dir / "training.json", record)
-    logger.info("dev accuracy %.4f after %d steps, %.0f s", dev["accuracy"], steps, seconds)
     return record
