@@ -115,7 +115,7 @@ class QuantRecipe(_Weights):
     model: str = _opt("auto", "model family, or auto to read it from the model's config.json")
     model_args: str = _opt("", "pretrained=DIR, a local Hugging Face model folder")
     method: str = _opt("mbq", "search method: rtn, awq, smoothquant, mbq")
-    w_bit: int = _opt(4, "bits per weight: 1..8, or 16 to leave weights as they are")
+    w_bit: int = _opt(4, "bits per weight: 2..8 (1 with pseudo_quant)")
     w_group: int = _opt(128, "weights per scale along the input: a multiple of 8; -1 = whole row")
     a_bit: int = _opt(16, "bits per activation: 8, or 16 to leave activations as they are")
     alpha: float = _opt(0.5, "SmoothQuant's migration strength, 0..1")
@@ -141,6 +141,11 @@ class QuantRecipe(_Weights):
 
     def __post_init__(self) -> None:
         self._check_bits(self.w_bit, self.w_group, self.a_bit)
+        _require(self.w_bit < 16, "w_bit is 16: nothing to quantise; set w_bit to 2..8")
+        _require(
+            self.pseudo_quant or self.w_bit > 1,
+            "w_bit is 1; packed layers compute with w_bit 2..8 (or set pseudo_quant)",
+        )
         _require(
             self.pseudo_quant or self.a_bit in (8, 16),
             f"a_bit is {self.a_bit}; packed layers compute with a_bit 8 or 16 (measure others with"

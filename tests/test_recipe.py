@@ -21,6 +21,8 @@ def test_every_field_has_a_default_and_help(cls: type) -> None:
     [
         ({"w_bit": 9}, r"w_bit is 9; allowed are 1\.\.8 or 16"),
         ({"w_bit": 0}, "w_bit is 0"),
+        ({"w_bit": 16}, "w_bit is 16: nothing to quantise"),
+        ({"w_bit": 1}, "w_bit is 1; packed layers compute with w_bit 2..8"),
         ({"a_bit": 1}, "a_bit is 1"),
         ({"a_bit": 4}, "a_bit is 4; packed layers compute with a_bit 8 or 16"),
         ({"a_bit": 8, "w_bit": 16}, "a_bit is 8 but w_bit is 16"),

@@ -29,6 +29,7 @@ class Batch:
         answer_mask: bool [B, T], answer tokens.
         labels: int64 [B, T], the ids of answer tokens and -100 elsewhere (not shifted).
         pixel_values: float32 [U, 3, H, W], every image of the batch once; None without images.
+        images: the U image files.
         image_index: int64 [number of image places], which of the U images is at each place.
         samples: what the rows are.
     """
@@ -39,6 +40,7 @@ class Batch:
     answer_mask: Tensor
     labels: Tensor
     pixel_values: Tensor | None
+    images: tuple[Path, ...]
     image_index: Tensor
     samples: tuple[Encoded, ...]
 
@@ -102,6 +104,7 @@ def collate(samples: Sequence[Encoded], processor: Any, *, images: bool = True) 
         answer_mask=answer,
         labels=torch.where(answer, ids, torch.tensor(IGNORE)),
         pixel_values=load_images(list(number), processor) if number and images else None,
+        images=tuple(number),
         image_index=torch.tensor([number[p] for p in places], dtype=torch.int64),
         samples=tuple(samples),
     )
@@ -140,7 +143,8 @@ def batches(
     *,
     max_tokens: int = 8192,
     max_samples: int | None = None,
+    images: bool = True,
 ) -> Iterator[Batch]:
     """Yield all samples in few batches, short samples first; see `plan` and `collate`."""
     for rows in plan([len(s) for s in samples], max_tokens, max_samples):
-        yield collate([samples[i] for i in rows], processor)
+        yield collate([samples[i] for i in rows], processor, images=images)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cmibq.models import llava
-from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_weights
-from cmibq.models.load import LoadedModel, load, load_processor, read_family
+from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_groups, check_weights
+from cmibq.models.load import LoadedModel, load, load_processor, read_family, skeleton
 
 __all__ = [
     "MODELS",
@@ -12,9 +12,11 @@ __all__ = [
     "GroupRow",
     "LoadedModel",
     "adapter_of",
+    "check_groups",
     "check_weights",
     "llava",
     "load",
     "load_processor",
     "read_family",
+    "skeleton",
 ]

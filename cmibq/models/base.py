@@ -18,7 +18,15 @@ from cmibq.errors import ModelError
 from cmibq.registry import Registry
 from cmibq.search import LinearGroup
 
-__all__ = ["LLAMA_ROWS", "MODELS", "Adapter", "GroupRow", "adapter_of", "check_weights"]
+__all__ = [
+    "LLAMA_ROWS",
+    "MODELS",
+    "Adapter",
+    "GroupRow",
+    "adapter_of",
+    "check_groups",
+    "check_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Adapter:
         gradient_of: name endings of the linear layers whose output gradients weigh modalities,
             by the groups that they speak for.
         layers: name of the list of blocks inside the decoder.
+        norm: name of the norm after the last block inside the decoder.
     """
 
     family: str
@@ -79,6 +88,7 @@ class Adapter:
     image_features: Callable[[nn.Module, Tensor], Tensor]
     gradient_of: tuple[tuple[str, tuple[str, ...]], ...]
     layers: str = "layers"
+    norm: str = "norm"
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the language model without its head."""
@@ -183,27 +193,36 @@ def adapter_of(model: nn.Module) -> Adapter:
     return MODELS[family]
 
 
-@torch.no_grad()
-def check_weights(model: nn.Module, names: Iterable[str], group_size: int) -> None:
-    """Check that linear layers can be quantised, before anything slow is done.
+def check_groups(model: nn.Module, names: Iterable[str], group_size: int) -> None:
+    """Check that a group size divides the inputs of linear layers; weights are not looked at.
 
     Args:
-        model: the model.
+        model: the model; may be on the ``meta`` device.
         names: names of its linear layers.
         group_size: weights per scale along the input; <= 0 is one scale per row.
 
     Raises:
-        ModelError: a weight has NaN or infinity, or the group size does not divide its input;
-            names the layer.
+        ModelError: it does not divide; names the layer and offers sizes.
+    """
+    for name in names:
+        width = model.get_parameter(f"{name}.weight").shape[1]
+        if group_size > 0 and width % group_size:
+            fits = [g for g in range(8, width + 1, 8) if width % g == 0]
+            raise ModelError(
+                f"{name}: w_group {group_size} does not divide its {width} inputs; choose one of"
+                f" {', '.join(map(str, fits)) or 'none'}, or -1 for one scale per row"
+            )
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Check that the weights of linear layers are finite, before anything slow is done.
+
+    Raises:
+        ModelError: a weight has NaN or infinity; names the layer.
     """
     for name in names:
         weight = model.get_parameter(f"{name}.weight")
-        if group_size > 0 and weight.shape[1] % group_size:
-            fits = [g for g in range(8, weight.shape[1] + 1, 8) if weight.shape[1] % g == 0]
-            raise ModelError(
-                f"{name}: w_group {group_size} does not divide its {weight.shape[1]} inputs; choose"
-                f" one of {', '.join(map(str, fits)) or 'none'}, or -1 for one scale per row"
-            )
         ends = torch.aminmax(weight)
         if not (torch.isfinite(ends.min) and torch.isfinite(ends.max)):
             bad = int((~torch.isfinite(weight)).sum())

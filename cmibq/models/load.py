@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cmibq.errors import DataError, ModelError, nearest
 from cmibq.fileio import read_json
 from cmibq.models.base import MODELS, Adapter
 
-__all__ = ["LoadedModel", "load", "load_processor", "read_family"]
+__all__ = ["LoadedModel", "load", "load_processor", "read_family", "skeleton"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,34 @@ def read_family(path: str | os.PathLike[str], *, model: str = "auto") -> Adapter
     return adapter
 
 
+@functools.lru_cache(maxsize=8)
+def _skeleton(folder: Path, config: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with _quiet(), torch.device("meta"):
+        made: nn.Module = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(folder, local_files_only=True)
+        )
+    return made
+
+
+def skeleton(path: str | os.PathLike[str]) -> nn.Module:
+    """Return the model of a folder on the ``meta`` device: names and shapes without weights.
+
+    Raises:
+        ModelError: the configuration cannot be used.
+    """
+    folder = Path(path).expanduser()
+    try:
+        return _skeleton(folder, json.dumps(_config(folder), sort_keys=True))
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(
+            f"{folder / 'config.json'} does not describe a model ({error}); check the checkpoint"
+        ) from error
+
+
 def load_processor(path: str | os.PathLike[str]) -> Any:
     """Load the processor (image processor, tokenizer, chat template) of a folder.
 
@@ -116,7 +146,7 @@ def load_processor(path: str | os.PathLike[str]) -> Any:
     with _quiet():
         try:
             processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        except Exception as error:  # transformers raises many kinds
             raise ModelError(
                 f"the processor of {path} cannot be loaded ({error}); copy processor_config.json"
                 " and the tokenizer files of the model there"
@@ -127,7 +157,6 @@ def load_processor(path: str | os.PathLike[str]) -> Any:
 
 
 def _weights(folder: Path) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     with _quiet():
@@ -139,7 +168,7 @@ def _weights(folder: Path) -> nn.Module:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # transformers and safetensors raise many kinds
             raise ModelError(f"the weights of {folder} cannot be loaded ({error})") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if found.get(kind):

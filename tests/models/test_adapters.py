@@ -7,7 +7,7 @@ import torch
 
 from cmibq.data import batches, encode, read_items
 from cmibq.errors import ModelError
-from cmibq.models import MODELS, adapter_of, check_weights
+from cmibq.models import MODELS, adapter_of, check_groups, check_weights
 from cmibq.search import apply_scales_
 from tests.fixtures import SHAPES, make_model, make_processor
 
@@ -93,15 +93,16 @@ def test_embeddings_are_those_of_the_model(items_path: Path) -> None:
 def test_weights_that_cannot_be_quantised_are_named() -> None:
     model = make_model(**SHAPES["mha"])
     targets = adapter_of(model).targets(model)
-    check_weights(model, targets, 64)
-    check_weights(model, targets, -1)
+    check_groups(model, targets, 64)
+    check_groups(model, targets, -1)
+    check_weights(model, targets)
     with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj: w_group 48 .* 8, 16, 32"):
-        check_weights(model, targets, 48)
+        check_groups(model, targets, 48)
     bad = model.get_parameter(f"{targets[-1]}.weight")
     for value in (float("nan"), float("inf")):
         bad.data[3, 4] = value
         with pytest.raises(ModelError, match=rf"{targets[-1]}: 1 of 8192 weights are NaN or inf"):
-            check_weights(model, targets, 64)
+            check_weights(model, targets)
 
 
 def test_a_block_of_another_make_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmibq.errors import ModelError
-from cmibq.models import load, load_processor, read_family
+from cmibq.models import load, load_processor, read_family, skeleton
 from tests.fixtures import write_llava
 
 
@@ -116,3 +116,19 @@ def test_missing_processor(llava_dir: Path, tmp_path: Path) -> None:
     (other / "processor_config.json").unlink()
     with pytest.raises(ModelError, match=r"image processor|processor of"):
         load_processor(other)
+
+
+def test_skeleton_has_names_and_shapes_but_no_weights(llava_dir: Path, tmp_path: Path) -> None:
+    made, loaded = skeleton(llava_dir), load(llava_dir).model
+    assert {n: p.shape for n, p in made.named_parameters()} == {
+        n: p.shape for n, p in loaded.named_parameters()
+    }
+    assert all(p.is_meta for p in made.parameters())
+    assert skeleton(llava_dir) is made
+    other = changed(
+        llava_dir,
+        tmp_path / "m",
+        vision_config={"model_type": "clip_vision_model", "hidden_size": "x"},
+    )
+    with pytest.raises(ModelError, match="does not describe a model"):
+        skeleton(other)
