@@ -66,7 +66,7 @@ class LinearGroup:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """How much each calibration token counts: loss = sum_t weight_t * mean_c |d_tc|**p.
+    """How much each calibration token counts: ``loss = sum_t weight_t * mean_c |d_tc|**p``.
 
     Args:
         weight: float64 [T], already normalised.

@@ -15,7 +15,7 @@ from cmibq.quant import fake_quantize_tokens
 from cmibq.search import SEARCHES, GroupCalib, LinearGroup, SearchConfig, TokenWeights
 from cmibq.search.loop import group_losses
 
-METHODS = ("awq", "mbq", "rtn", "smoothquant")
+METHODS = sorted(SEARCHES)
 HIDDEN, INNER, TOKENS = 128, 256, 128
 NORM = LinearGroup("gate_up", "norm", "norm", ("gate", "up"), "mlp")
 DOWN = LinearGroup("down", "up", "linear", ("down",), "down")
@@ -79,8 +79,8 @@ def loss_of(calib: GroupCalib, cfg: SearchConfig, scales: Tensor | None, loss: s
     return float(group_losses(calib, cfg, calib.tokens.weight, s[None], loss)[0])
 
 
-def test_every_method_is_swept() -> None:
-    assert set(SEARCHES) == set(METHODS)
+def test_the_published_methods_are_swept() -> None:
+    assert set(METHODS) >= {"awq", "mbq", "rtn", "smoothquant"}
 
 
 @pytest.mark.parametrize("method", METHODS)
