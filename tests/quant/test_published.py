@@ -71,3 +71,33 @@ def test_symmetric_tensor() -> None:
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_tokens(bits: int) -> None:
     equal(fake_quantize_tokens(tensor(ACT["x"]), bits), ACT[f"per_token/b{bits}"])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group", [32, 64, -1])
+def test_the_default_differs_only_where_the_range_leaves_zero_out(bits: int, group: int) -> None:
+    spec = QuantSpec(bits, PerGroup(group), mode=RangeMode.ZERO_IN_RANGE)
+    w = golden_input(f"asym/b{bits}/g{group}")
+    m = spec.granularity.to_matrix(w)
+    got = spec.granularity.to_matrix(fake_quantize_weight(w, spec))
+    published = tensor(QUANTISERS[f"asym/b{bits}/g{group}/out"]).reshape(m.shape)
+    mixed = (m.amin(1) <= 0) & (m.amax(1) >= 0)
+    assert mixed.any()
+    assert not mixed.all()
+    equal(got[mixed], published[mixed].numpy())
+    # Elsewhere a value is off by at most half a step, where published code saturates.
+    scale = quantize_weight(w, spec).scale[:, None]
+    assert ((got - m).abs()[~mixed] <= (scale * 0.5001).expand_as(m)[~mixed]).all()
+    assert ((published - m).abs() > scale)[~mixed].any()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+def test_zero_is_positive_zero(symmetric: bool, reference: bool) -> None:
+    mode = RangeMode.reference(symmetric=symmetric) if reference else None
+    spec = QuantSpec(4, PerGroup(32), symmetric=symmetric, mode=mode)
+    out = fake_quantize_weight(
+        torch.cat([tensor(QUANTISERS["x"])[:, :64].clamp(-9, 9), -torch.zeros(2, 64)]), spec
+    )
+    assert (out == 0).any()
+    assert not (out.signbit() & (out == 0)).any()
