@@ -1,0 +1,207 @@
+"""The manifest of a package: which files, with which hashes, and how each layer is quantised."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from cmibq.errors import DataError, PackageError, nearest
+from cmibq.fileio import read_json, sha256_bytes
+
+__all__ = ["FORMAT", "MANIFEST", "VERSION", "FileInfo", "LayerSpec", "Manifest", "read_manifest"]
+
+FORMAT: Final = "cmibq-package"
+VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+_SUM: Final = "checksum"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Content of one file: SHA-256 in hex digits, and size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How one linear layer is stored.
+
+    Args:
+        shape: (outputs, inputs).
+        bits: bits per weight, 1..8.
+        group_size: inputs per scale; <= 0 is one scale per row.
+        symmetric: no zero points are stored.
+        act_bits: 8 = activations are quantised per token, 16 = they are not.
+        bias: whether there is a bias.
+
+    Raises:
+        PackageError: a field is out of range.
+
+    Example:
+        >>> layer = LayerSpec((8, 64), bits=4, group_size=32, symmetric=False)
+        >>> layer.nbytes * 8 / layer.weights
+        4.625
+    """
+
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    symmetric: bool
+    act_bits: int = 16
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = self.shape
+        sane = len(sizes) == 2 and all(type(n) is int and 0 < n < 1 << 40 for n in sizes)
+        if not sane or sizes[0] * sizes[1] >= 1 << 48:
+            raise PackageError(f"shape is {sizes}; allowed are two positive numbers")
+        if type(self.bits) is not int or not 1 <= self.bits <= 8:
+            raise PackageError(f"bits is {self.bits!r}; allowed are 1..8")
+        if type(self.group_size) is not int or (self.group_size > 0 and sizes[1] % self.group_size):
+            raise PackageError(
+                f"group_size is {self.group_size!r}; it must divide {sizes[1]} inputs"
+            )
+        if self.act_bits not in (8, 16):
+            raise PackageError(f"act_bits is {self.act_bits!r}; allowed are 8, 16")
+        if type(self.symmetric) is not bool or type(self.bias) is not bool:
+            raise PackageError("symmetric and bias must be true or false")
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Number of scales per row."""
+        return self.shape[1] // self.group_size if self.group_size > 0 else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points, without the bias."""
+        zeros = 0 if self.symmetric else math.ceil(self.groups * self.bits / 8)
+        return self.shape[0] * (math.ceil(self.shape[1] * self.bits / 8) + 2 * self.groups + zeros)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a package holds.
+
+    Args:
+        cmibq: version of the library that wrote it.
+        files: every file but the manifest itself.
+        layers: quantised layers by module name.
+        tied: names of tensors that are the same as another one, which is stored.
+        recipe: how it was made.
+        metadata: open extra fields.
+        environment: versions and settings it was made with.
+        activations: ranges of activations (empty so far).
+        constants: integer constants (empty so far).
+    """
+
+    cmibq: str
+    files: Mapping[str, FileInfo]
+    layers: Mapping[str, LayerSpec]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    activations: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all quantised layers: codes, scales and zero points."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits per weight of the quantised layers, scales and zero points included."""
+        weights = sum(layer.weights for layer in self.layers.values())
+        return 8 * self.packed_bytes / weights if weights else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as JSON values, with a checksum of them."""
+        value: dict[str, Any] = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(self)
+        for layer in value["layers"].values():
+            layer["shape"] = list(layer["shape"])
+        value = json.loads(json.dumps(value, allow_nan=False))
+        return value | {_SUM: _checksum(value)}
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    rest = {key: content for key, content in value.items() if key != _SUM}
+    return sha256_bytes(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and check the manifest of a package.
+
+    Raises:
+        PackageError: there is none, it is damaged, of a newer version, or says what cannot be.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise PackageError(f"{folder} is no cmibq package: it has no {MANIFEST}; check the path")
+    try:
+        value = read_json(path)
+    except DataError as error:
+        raise PackageError(f"{error}; copy or make the package again") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise PackageError(f"{path} is no manifest of a cmibq package; check the path")
+    version = value.get("version")
+    if type(version) is not int or version < 1:
+        raise PackageError(f"{path}: version is {version!r}; the file is damaged")
+    if version > VERSION:
+        raise PackageError(
+            f"{path}: version {version} is newer than {VERSION}, which this cmibq reads; update it"
+        )
+    if value.get(_SUM) != _checksum(value):
+        raise PackageError(f"{path}: the checksum differs; the file is damaged or was edited")
+    return _parse(value, path)
+
+
+def _parse(value: dict[str, Any], path: Path) -> Manifest:
+    fields = {f.name: f for f in dataclasses.fields(Manifest)}
+    unknown = value.keys() - fields.keys() - {"format", "version", _SUM}
+    if unknown:
+        name = min(unknown)
+        raise PackageError(f"{path}: unknown key {name!r}; {nearest(name, fields)}")
+    for name in fields:
+        kind = str if name == "cmibq" else dict
+        if not isinstance(value.get(name), kind):
+            raise PackageError(f"{path}: {name} is missing or of the wrong kind")
+    kept = {name: value[name] for name in fields}
+    kept["files"] = {n: _file(n, info, path) for n, info in value["files"].items()}
+    kept["layers"] = {n: _layer(n, spec, path) for n, spec in value["layers"].items()}
+    return Manifest(**kept)
+
+
+def _file(name: str, info: Any, path: Path) -> FileInfo:
+    plain = PurePosixPath(name)
+    inside = not plain.is_absolute() and ".." not in plain.parts and "\\" not in name
+    if not inside or str(plain) != name or name in (".", MANIFEST):
+        raise PackageError(f"{path}: file name {name!r} does not lie in the package")
+    try:
+        found = FileInfo(**info)
+    except TypeError as error:
+        raise PackageError(f"{path}: entry of file {name!r}: {error}") from error
+    if not isinstance(found.sha256, str) or type(found.bytes) is not int:
+        raise PackageError(f"{path}: entry of file {name!r} is of the wrong kind")
+    return found
+
+
+def _layer(name: str, spec: Any, path: Path) -> LayerSpec:
+    try:
+        return LayerSpec(**(spec | {"shape": tuple(spec["shape"])}))
+    except (TypeError, KeyError) as error:
+        raise PackageError(f"{path}: layer {name!r}: {error}") from error
+    except PackageError as error:
+        raise PackageError(f"{path}: layer {name!r}: {error}") from error
