@@ -16,6 +16,9 @@ from cmibq.errors import CmibqError, ConfigError, nearest
 __all__ = ["COMMANDS", "EXTRAS", "main"]
 
 COMMANDS: Final = {
+    "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
+    "demo": ("demo", "run everything on a small model that ships with cmibq"),
+    "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),
     "doctor": ("doctor", "check this installation and name what would go wrong"),
 }
 """Command -> (module in `cmibq.cli`, what it does)."""
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     log_to_stderr("--verbose" in words)
     words = [word for word in words if word not in _GLOBAL]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return _dispatch(words)
     except KeyboardInterrupt:

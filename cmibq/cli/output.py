@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 
-__all__ = ["close_line", "complain", "duration", "log_to_stderr", "open_line", "say", "table"]
+__all__ = ["close_line", "complain", "duration", "log_to_stderr", "open_line", "say"]
 
 _open = False
 
@@ -71,23 +70,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lay out a table; the first row is the head, the first `left` columns are flush left.
-
-    Example:
-        >>> print(table([("method", "bits"), ("awq", "4"), ("smoothquant", "16")]))
-        method       bits
-        -----------  ----
-        awq             4
-        smoothquant    16
-    """
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        pairs = enumerate(zip(cells, widths, strict=True))
-        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in pairs).rstrip()
-
-    head, *body = rows
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, body)])

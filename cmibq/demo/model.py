@@ -189,8 +189,11 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     return model.float()
 
 
-def load_demo_model() -> LlavaForConditionalGeneration:
-    """Load the model with the weights that ship with the package.
+def load_demo_model(weights: Path | None = None) -> LlavaForConditionalGeneration:
+    """Load the model with the weights that ship with the package, or with others.
+
+    Args:
+        weights: Folder that `cmibq.demo.training.train` wrote; default: what ships.
 
     Returns:
         The model in evaluation mode.
@@ -200,7 +203,8 @@ def load_demo_model() -> LlavaForConditionalGeneration:
     """
     from safetensors.torch import load
 
-    path, record = WEIGHTS / "model.safetensors", WEIGHTS / "training.json"
+    weights = weights or WEIGHTS
+    path, record = weights / "model.safetensors", weights / "training.json"
     for needed in (path, record):
         if not needed.exists():
             raise ModelError(
@@ -218,23 +222,24 @@ def load_demo_model() -> LlavaForConditionalGeneration:
     return model.eval()
 
 
-def write_model_dir(out: Path, *, planted: bool) -> Path:
-    """Write an ordinary Hugging Face model folder with the shipped weights and the processor.
+def write_model_dir(out: Path, *, planted: bool, weights: Path | None = None) -> Path:
+    """Write an ordinary Hugging Face model folder with the weights and the processor.
 
     Args:
         out: Folder to write; made if it is missing.
         planted: Whether to plant outliers (seed 0) and write their factors next to the weights.
+        weights: Folder that `cmibq.demo.training.train` wrote; default: what ships.
 
     Returns:
         The folder.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    model = load_demo_model()
+    model = load_demo_model(weights)
     (out / PLANTED_FACTORS).unlink(missing_ok=True)
     if planted:
         write_json(out / PLANTED_FACTORS, plant_outliers_(model, seed=0))
     model.save_pretrained(out)
     build_processor().save_pretrained(out)
-    shutil.copyfile(WEIGHTS / "training.json", out / "training.json")
+    shutil.copyfile((weights or WEIGHTS) / "training.json", out / "training.json")
     return out

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from cmibq.demo.data import SHAPES, compose_split
 from cmibq.demo.grading import evaluate, grade, summarise, to_pixel_values
+from cmibq.demo.heap import HEAP_SETTINGS
 from cmibq.demo.model import build_model
 from cmibq.demo.packing import IGNORE, Packer
 from cmibq.demo.scenes import KINDS, Picture, Pool, compose, load_pool
@@ -33,15 +34,6 @@ __all__ = ["HEAP_SETTINGS", "evaluate", "restart_with_heap_settings", "train"]
 
 logger = logging.getLogger(__name__)
 
-# glibc hands every large tensor back to the system and takes a page fault per 4 KiB to get it
-# again; keeping the memory takes 4 to 9 % off the training time (two idle Zen 5 cores). A passive
-# OMP_WAIT_POLICY is left out on purpose: on the same idle cores it makes two threads no faster
-# than one (160 instead of 106 ms a step).
-HEAP_SETTINGS: Final = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 STEPS: Final = 1500
 # Steps of the eyes alone per step of the whole model; one costs about an eighth.
 _SEE_STEPS: Final = 3

@@ -44,10 +44,10 @@ def test_help_is_there_and_does_not_import_torch(name: str) -> None:
 
 
 def test_unknown_command_offers_the_nearest() -> None:
-    done = command("docter")
+    done = command("quantise")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "cmibq: error: unknown command 'docter'; did you mean 'doctor'?\n"
+    assert done.stderr == "cmibq: error: unknown command 'quantise'; did you mean 'quantize'?\n"
 
 
 def noted(error: Exception, note: str) -> Exception:
