@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cmibq.errors import ConfigError
 from cmibq.quant import QUANTIZERS, PerChannel, PerGroup, PerTensor, QuantSpec, RangeMode
 from cmibq.quant.functional import fake_quantize_weight
 from cmibq.quant.quantizers import Quantizer
@@ -129,3 +130,12 @@ def test_a_step_size_never_reaches_zero() -> None:
         quantizer.scale.zero_()
     assert float(quantizer.qparams().scale.min()) == 2.0**-24
     assert quantizer(weight()).isfinite().all()
+
+
+@sweep
+def test_specs_and_grids_must_fit(name: str) -> None:
+    grids = made(name, SPECS[0]).qparams()
+    with pytest.raises(ConfigError, match="a quantiser keeps its grids"):
+        QUANTIZERS[name](QuantSpec(4, PerGroup(8), dynamic=True), grids)
+    with pytest.raises(ConfigError, match="and 4 bits; expected as many of each and 3 bits"):
+        QUANTIZERS[name](QuantSpec(3, PerGroup(8)), grids)

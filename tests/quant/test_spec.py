@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,3 +109,11 @@ def test_bounds_of_grids() -> None:
     assert q.hi().tolist() == [15.0, 0.0]
     assert not q.lo().signbit()[0]
     assert q.to("cpu").scale is q.scale
+
+
+def test_modes_are_those_of_the_header() -> None:
+    text = (Path(__file__).parents[2] / "csrc/core/grid.h").read_text()
+    header = {n: int(v) for n, v in re.findall(r"CQ_RANGE_(\w+) = (\d+)", text)}
+    assert header.pop("MODES") == 2 ** len(RangeMode)
+    names = {"SYMMETRIC": "SYMMETRIC", "ZERO_IN_RANGE": "ZERO", "HALF_SCALE": "HALF"}
+    assert {m.name: m.value for m in RangeMode} == {n: header[h] for n, h in names.items()}

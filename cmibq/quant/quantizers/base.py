@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cmibq.errors import ConfigError
 from cmibq.quant.functional import quantize_weight
 from cmibq.quant.spec import QParams, QuantSpec
 from cmibq.registry import Registry
@@ -18,10 +19,24 @@ class Quantizer(nn.Module):
     Args:
         spec: how the tensor is quantised.
         qparams: its grids, one per row of ``spec.granularity.matrix(shape)``.
+
+    Raises:
+        ConfigError: a dynamic spec, or grids of another width.
     """
 
     def __init__(self, spec: QuantSpec, qparams: QParams) -> None:
         super().__init__()
+        if spec.dynamic:
+            raise ConfigError(
+                "spec.dynamic is True, but a quantiser keeps its grids; use "
+                "cmibq.quant.fake_quantize_tokens for activations"
+            )
+        rows = len(qparams.scale)
+        if len(qparams.zero_point) != rows or qparams.bits != spec.bits:
+            raise ConfigError(
+                f"qparams have {rows} scales, {len(qparams.zero_point)} zero points and "
+                f"{qparams.bits} bits; expected as many of each and {spec.bits} bits"
+            )
         self.spec = spec
 
     @classmethod
