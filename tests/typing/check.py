@@ -7,7 +7,6 @@ from typing import assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-
 from cmibq import arrays
 from cmibq._C import Kernels
 from cmibq.runtime import kernels
