@@ -1,0 +1,192 @@
+"""The web page: one file, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmibq.report import layers, plots, style
+from cmibq.report.strip import embed_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["render"]
+
+Row = Mapping[str, Any]
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Render a report.
+
+    Args:
+        report: what ``report.json`` holds.
+
+    Returns:
+        The page; it opens offline.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "share": share,
+        "nats": nats,
+        "size": size,
+        "method": style.name,
+        "groupby_setting": _grouped,
+        "image": lambda path: embed_image(Path(path)) or "",
+    }
+    page = environment.get_template("template.html")
+    return page.render(
+        report=report,
+        groups=_grouped(report["rows"]),
+        others={name: _grouped(rows) for name, rows in report["other_rows"].items()},
+        story=tell(report),
+        kinds=_shade(report["kinds"]),
+        figures=_draw(report),
+        colour=style.colour,
+    )
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share, or a difference of shares, as per cent or points.
+
+    Example:
+        >>> percent(0.9731), percent(-0.00001), percent(None)
+        ('97.3', '0.0', '')
+    """
+    if value is None:
+        return ""
+    text = f"{100 * value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float | None) -> str:
+    """Return a share of the gap in whole per cent.
+
+    Example:
+        >>> share(0.957), share(1.021)
+        ('96', '102')
+    """
+    return "" if value is None else f"{100 * value:.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def nats(value: float | None) -> str:
+    """Return a log-likelihood with as many digits as mean something.
+
+    Example:
+        >>> nats(0.3942), nats(0.00312)
+        ('0.394', '0.003')
+    """
+    return "" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def size(value: float | None) -> str:
+    """Return bytes for people, to three digits.
+
+    Example:
+        >>> size(1_234_567), size(432e6), size(71_234), size(None)
+        ('1.23 MB', '432 MB', '71.2 kB', '')
+    """
+    if value is None:
+        return ""
+    unit, factor = next((u for u in (("GB", 1e9), ("MB", 1e6)) if value >= u[1]), ("kB", 1e3))
+    number = value / factor
+    return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
+
+
+def _grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    return [(setting, list(found)) for setting, found in groupby(rows, lambda r: r["setting"])]
+
+
+def tell(report: Mapping[str, Any]) -> list[str]:
+    """Say what the numbers say, in sentences; nothing is claimed that lies within its error."""
+    rows = report["rows"]
+    told = []
+    base = next((row for row in rows if row["method"] == "float"), None)
+    if base:
+        told.append(
+            f"The float model answers {percent(base['accuracy'])} % (± {percent(base['stderr'])})"
+            f" of {report['n_questions']:,} held-out questions."
+        )
+    for gap in sorted(report["gaps"], key=lambda g: -g["gap"])[:1]:
+        told += _tell_gap(gap, [row for row in rows if row["setting"] == gap["setting"]])
+    small = [r for r in rows if r.get("compression") and r["method"] not in ("float", "oracle")]
+    if small:
+        best = max(small, key=lambda r: r["compression"])
+        told.append(
+            f"The smallest package takes {size(best['bytes'])}, {best['compression']:.1f} times "
+            f"less than the float model ({best['bits_per_weight']:.2f} bits per quantised weight, "
+            "scales included)."
+        )
+    checked = [r["reload_exact"] for r in rows if r.get("reload_exact") is not None]
+    if checked:
+        every = "Every" if all(checked) else f"{sum(checked)} of {len(checked)}"
+        told.append(f"{every} package reloads bit for bit in a fresh process.")
+    return told
+
+
+def _tell_gap(gap: Row, rows: Sequence[Row]) -> list[str]:
+    closed = [r for r in rows if r.get("gap_closed") is not None]
+    if not closed:
+        return []
+    parts = [
+        f"{style.name(r['method'])} {share(r['gap_closed'])} %"
+        f" [{share(r['gap_closed_ci'][0])}, {share(r['gap_closed_ci'][1])}]"
+        for r in closed
+    ]
+    return [
+        f"Outliers cost RTN {percent(gap['gap'])} points at {gap['setting']}; of these, "
+        f"scale search wins back: {', '.join(parts)}."
+    ]
+
+
+def _shade(kinds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Add to each accuracy how deep its cell is tinted: by what is lost against float."""
+    made = []
+    base: Mapping[str, float] = next(
+        (r["accuracy"] for r in kinds["rows"] if r["method"] == "float"), {}
+    )
+    for row in kinds["rows"]:
+        lost = {kind: max(0.0, base.get(kind, v) - v) for kind, v in row["accuracy"].items()}
+        tint = {kind: min(1.0, math.sqrt(value / 0.3)) for kind, value in lost.items()}
+        made.append({**row, "tint": tint})
+    return made
+
+
+def _draw(report: Mapping[str, Any]) -> dict[str, str]:
+    """Draw every figure that there are numbers for, as data URIs."""
+    rows, figures = report["rows"], dict[str, str]()
+    quantised = [r for r in rows if r["method"] not in ("float", "oracle")]
+    with style.style():
+        if quantised:
+            figures["accuracy"] = _embed(plots.plot_accuracy(rows))
+        if any(r.get("gap_closed") is not None for r in rows):
+            figures["gap"] = _embed(plots.plot_gap_closed(rows))
+        if any(r.get("bytes") for r in quantised):
+            figures["pareto"] = _embed(plots.plot_pareto(rows))
+        if any(r.get("excess") is not None for r in quantised):
+            figures["excess"] = _embed(plots.plot_excess(rows))
+        for setting, errors in report["layers"].items():
+            figures[f"layers {setting}"] = _embed(layers.plot_layers(errors)[0])
+    return figures
+
+
+def _embed(ax: Axes) -> str:
+    buffer = io.BytesIO()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
