@@ -29,7 +29,9 @@ def run(words: Sequence[str]) -> int:
         shipped=CONFIGS,
     )
     if "list-configs" in options.switches:
-        say("\n".join(list_shipped(CONFIGS)))
+        names = list_shipped(CONFIGS)
+        width = max(map(len, names))
+        say("\n".join(f"{name.ljust(width)}  {about}" for name, about in names.items()))
     elif not options.done:
         from cmibq import ptq
 
@@ -42,5 +44,10 @@ def run(words: Sequence[str]) -> int:
 def _quantize(recipe: QuantRecipe, bar: bool) -> tuple[str, bool]:
     from cmibq import ptq
 
-    ptq.quantize(recipe, progress=bar)
-    return f"saved to {recipe.output_path}", True
+    result = ptq.quantize(recipe, progress=bar)
+    if result.skipped:
+        return "already done", False
+    errors = [error for error in result.layer_errors.values() if error is not None]
+    mean = f", mean layer error {100 * sum(errors) / len(errors):.1f} %" if errors else ""
+    place = result.output_path if bar else ""
+    return f"saved{f' to {place}' if place else ''}{mean}", True

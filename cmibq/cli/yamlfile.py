@@ -25,9 +25,18 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def list_shipped(folder: Path) -> list[str]:
-    """Return the names of the YAML files in `folder`, as ``--config`` takes them."""
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+def list_shipped(folder: Path) -> dict[str, str]:
+    """Return name, as ``--config`` takes it, -> first comment of the YAML files in `folder`."""
+    return {
+        file.relative_to(folder).with_suffix("").as_posix(): _first_comment(file)
+        for file in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def _first_comment(file: Path) -> str:
+    with file.open(encoding="utf-8") as lines:
+        first = lines.readline().strip()
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def load_runs(path: str, shipped: Path | None = None) -> tuple[Path, bool, list[dict[str, Any]]]:
@@ -67,7 +76,7 @@ def _find(path: str, shipped: Path | None) -> Path:
     file = Path(path)
     if file.is_file():
         return file
-    names = list_shipped(shipped) if shipped else []
+    names = list_shipped(shipped) if shipped else {}
     if shipped and path in names:
         return shipped / f"{path}.yaml"
     if file.exists():

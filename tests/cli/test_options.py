@@ -137,7 +137,7 @@ def test_binary_file_is_no_yaml(tmp_path: Path) -> None:
 def test_shipped_files_are_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     write(tmp_path / "llava" / "small.yaml", "w_bit: 2\n")
-    assert list_shipped(tmp_path) == ["llava/small"]
+    assert list_shipped(tmp_path) == {"llava/small": ""}
     assert read("--config", "llava/small", shipped=tmp_path) == [Toy(w_bit=2)]
     with pytest.raises(ConfigError, match="did you mean 'llava/small'"):
         read("--config", "llava/smal", shipped=tmp_path)
