@@ -1,12 +1,13 @@
 from typing import final
 
-from numpy import float32, float64, int8, uint8
+from numpy import float32, float64, int8, uint8, uint16
 from numpy.typing import NDArray
 
 _F32 = NDArray[float32]
 _F64 = NDArray[float64]
 _U8 = NDArray[uint8]
 _S8 = NDArray[int8]
+_U16 = NDArray[uint16]
 
 ISAS: tuple[str, ...]
 KERNELS: tuple[tuple[str, str], ...]
@@ -79,3 +80,29 @@ class Kernels:
         /,
     ) -> None: ...
     def scaleloss_workspace(self, T: int, N: int, K: int, act_bits: int, /) -> int: ...
+    def qgemm_f32(
+        self,
+        x: _F32,
+        packed: _U8,
+        bits: int,
+        scale: _U16,
+        zero: _U8 | None,
+        bias: _F32 | None,
+        out: _F32,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def qgemm_s8(
+        self,
+        x: _S8,
+        xscale: _F32,
+        packed: _U8,
+        bits: int,
+        scale: _U16,
+        zero: _U8 | None,
+        bias: _F32 | None,
+        out: _F32,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def qgemm_workspace(self, M: int, N: int, K: int, G: int, bits: int, /) -> int: ...

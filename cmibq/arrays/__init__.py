@@ -9,6 +9,7 @@ from __future__ import annotations
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.pack import pack, unpack
+from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
 from cmibq.arrays.reduce import absmax, abssum, minmax
 from cmibq.arrays.scaleloss import scaleloss
@@ -26,6 +27,8 @@ __all__ = [
     "fakequant_token",
     "minmax",
     "pack",
+    "qgemm",
+    "qgemm_s8",
     "qparams",
     "qparams_mse",
     "scaleloss",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
 from cmibq.ops.pack import pack, unpack
+from cmibq.ops.qgemm import qgemm, qgemm_s8
 from cmibq.ops.qparams import qparams, qparams_mse
 from cmibq.ops.reduce import absmax, abssum, minmax
 from cmibq.ops.scaleloss import scaleloss
@@ -19,6 +20,8 @@ __all__ = [
     "fakequant_token",
     "minmax",
     "pack",
+    "qgemm",
+    "qgemm_s8",
     "qparams",
     "qparams_mse",
     "scaleloss",

@@ -4,6 +4,7 @@
 #define CQ_DISPATCH_H
 
 #include "cq.h"
+#include "qgemm.h"
 
 #define KERNEL(name, exactness, avx2, avx512, avx512vnni, neon, neondot, args)                     \
     void cq_##name##_scalar args;                                                                  \

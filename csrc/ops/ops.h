@@ -80,5 +80,23 @@ typedef struct cq_scaleloss_args {
 /* How many doubles `work` holds. */
 size_t cq_scaleloss_workspace(size_t T, size_t N, size_t K, int act_bits);
 cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, double *work);
+/* A packed weight [N, K]: codes [N, cq_packed_bytes(K, bits)], scale float16 [N, G], zero codes
+ * [N, cq_packed_bytes(G, bits)] or NULL (symmetric: 2**(bits-1)). G divides K; K / G is a multiple
+ * of 8 unless G is 1. */
+typedef struct cq_packed {
+    const uint8_t *codes, *zero;
+    const uint16_t *scale;
+    size_t N, K, G;
+    int bits;
+} cq_packed;
+
+/* out [M, N] = x [M, K] . w^T + bias [N] (or NULL); the s8 form multiplies row m by xscale[m] and
+ * takes groups of up to CQ_QGEMM_S8_GROUP inputs. `work`: cq_qgemm_workspace bytes, content free.
+ */
+size_t cq_qgemm_workspace(size_t M, const cq_packed *w);
+cq_status cq_qgemm_f32(cq_ctx *cx, const float *x, const cq_packed *w, const float *bias,
+                       float *out, uint8_t *work, size_t M);
+cq_status cq_qgemm_s8(cq_ctx *cx, const int8_t *x, const float *xscale, const cq_packed *w,
+                      const float *bias, float *out, uint8_t *work, size_t M);
 
 #endif

@@ -1,0 +1,231 @@
+"""The linear layer that computes from packed codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.errors import ConfigError, ModelError
+from cmibq.nn.mixin import QuantModule, State
+from cmibq.ops.codes import codes, codes_token, decode
+from cmibq.ops.pack import pack, unpack
+from cmibq.ops.qgemm import qgemm, qgemm_s8
+from cmibq.quant.functional import quantize_weight
+from cmibq.quant.spec import PerChannel, PerGroup, QParams, QuantSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PackedLinear"]
+
+
+class PackedLinear(QuantModule):
+    """A linear layer whose weight exists only as packed codes, float16 scales and zero points.
+
+    Element k of output n is ``(code - zero) * scale`` of its group of inputs. The forward pass
+    calls `cmibq.ops.qgemm`, which on the CPU never makes a float copy of the weight. Inference
+    only: no gradient flows through it.
+
+    Args:
+        in_features: inputs K.
+        out_features: outputs N.
+        bits: width of a code, 2..8.
+        group_size: inputs that share a grid, a divisor of K and a multiple of 8, or K itself (also
+            as 0 or -1).
+        symmetric: every zero point is ``2**(bits - 1)`` and none is stored.
+        act_bits: 16 computes with float activations, 8 rounds each token to signed 8-bit codes
+            first (dynamic, symmetric) and multiplies integers.
+        bias: whether there is a bias.
+
+    Attributes:
+        qweight: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them.
+        scales: float16 [N, K / group_size].
+        zeros: uint8 [N, ceil(K / group_size * bits / 8)], packed likewise; None if symmetric.
+        bias: float32 [N] or None.
+
+    These buffers are the whole state dict; casts such as ``model.half()`` leave them as they are. A
+    new layer has scales of 0, which the forward pass refuses, until a state dict is loaded.
+
+    Raises:
+        ConfigError: bits, act_bits or group_size out of range.
+
+    Example:
+        >>> from cmibq.quant import PerGroup, QuantSpec
+        >>> linear = nn.Linear(64, 16)
+        >>> packed = PackedLinear.from_linear(linear, QuantSpec(4, PerGroup(32)))
+        >>> packed(torch.zeros(2, 3, 64)).shape, packed.bits_per_weight()
+        (torch.Size([2, 3, 16]), 4.625)
+    """
+
+    STATES = (State.PACKED,)
+    qweight: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        act_bits: int = 16,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.state = State.PACKED
+        group_size = group_size if group_size > 0 else in_features
+        _check(in_features, bits, group_size, symmetric, act_bits)
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
+        self.act_bits = act_bits
+        groups = in_features // group_size
+
+        def codes_of(cols: int) -> Tensor:
+            return torch.zeros(out_features, (cols * bits + 7) // 8, dtype=torch.uint8)
+
+        self.register_buffer("qweight", codes_of(in_features))
+        self.register_buffer("scales", torch.zeros(out_features, groups, dtype=torch.float16))
+        self.register_buffer("zeros", None if symmetric else codes_of(groups))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, spec: QuantSpec, *, act_bits: int = 16, name: str = ""
+    ) -> Self:
+        """Return the packed form of a linear layer; `dequantize` gives its rounded weight.
+
+        Args:
+            linear: the layer; not changed.
+            spec: how its weight is quantised, per group or per output row.
+            act_bits: 16 or 8.
+            name: name of the layer, for messages.
+
+        Raises:
+            ModelError: NaN or infinite weights, a group size that does not divide; names the layer.
+            ConfigError: the spec is nothing a packed layer can hold.
+        """
+        name = name or "weight"
+        q = quantize_weight(linear.weight, spec, name=name)
+        return cls.from_qparams(linear, spec, q, act_bits=act_bits, name=name)
+
+    @classmethod
+    def from_qparams(
+        cls,
+        linear: nn.Linear,
+        spec: QuantSpec,
+        q: QParams,
+        act_bits: int = 16,
+        name: str = "weight",
+    ) -> Self:
+        """Return the packed form of a linear layer on grids that are already known.
+
+        Args:
+            linear: the layer; not changed.
+            spec: the spec that `q` comes from.
+            q: grids of the rows of ``spec.granularity.matrix(linear.weight.shape)``.
+            act_bits: 16 or 8.
+            name: name of the layer, for messages.
+
+        Raises:
+            ModelError: scales that are no float16 numbers, or groups that cannot be packed.
+        """
+        (outs, cols), bits = linear.weight.shape, spec.bits
+        m = spec.granularity.to_matrix(linear.weight.detach()).to(torch.float32)
+        scales = q.scale.to(torch.float16)
+        grouped = isinstance(spec.granularity, PerGroup) or spec.granularity == PerChannel(0)
+        if not grouped or not torch.equal(scales.to(q.scale.dtype), q.scale):
+            raise ModelError(
+                f"{name}: a packed layer stores one float16 scale per group of inputs; use a spec "
+                "with PerGroup or PerChannel(0) and with RangeMode.HALF_SCALE"
+            )
+        try:
+            new = cls(
+                cols,
+                outs,
+                bits=bits,
+                group_size=m.shape[1],
+                symmetric=spec.symmetric,
+                act_bits=act_bits,
+                bias=linear.bias is not None,
+            )
+        except ConfigError as error:
+            raise ModelError(f"{name}: {error}") from error
+        new.qweight = pack(codes(m, q.scale, q.zero_point, bits=bits).view(outs, cols), bits=bits)
+        new.scales = scales.view(outs, -1)
+        if not spec.symmetric:
+            new.zeros = pack(q.zero_point.view(outs, -1), bits=bits)
+        if linear.bias is not None:
+            new.bias = linear.bias.detach().to(torch.float32, copy=True)
+        return new.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x @ w.T + bias``.
+
+        Args:
+            x: [..., K]; float32 is used as it is, other float dtypes are converted to float32.
+
+        Returns:
+            [..., N] in the dtype of `x`.
+        """
+        rows = x.reshape(-1, self.in_features).to(torch.float32).contiguous()
+        weight = (self.qweight, self.scales, self.zeros, self.bias)
+        if self.act_bits == 8:
+            token_codes, token_scales = codes_token(rows)
+            out = qgemm_s8(token_codes, token_scales, *weight, bits=self.bits)
+        else:
+            out = qgemm(rows, *weight, bits=self.bits)
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def dequantize(self) -> Tensor:
+        """Return the weight as float32 [N, K]: a new tensor, for inspection and tests."""
+        groups = self.scales.shape[1]
+        level = unpack(self.qweight, bits=self.bits, cols=self.in_features)
+        zero = torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.uint8)
+        if self.zeros is not None:
+            zero = unpack(self.zeros, bits=self.bits, cols=groups)
+        m = level.view(self.out_features * groups, -1)
+        return decode(m, self.scales.to(torch.float32).flatten(), zero.flatten()).view_as(level)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all buffers: what the layer takes in memory and in a file."""
+        return sum(b.numel() * b.element_size() for b in self.buffers())
+
+    def bits_per_weight(self) -> float:
+        """Return the bits per weight, scales and zero points included, the bias not."""
+        bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
+        return 8 * (self.nbytes() - bias) / max(self.in_features * self.out_features, 1)
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows."""
+        return (
+            f"{self.in_features}, {self.out_features}, bits={self.bits}, "
+            f"group_size={self.group_size}, symmetric={self.symmetric}, "
+            f"act_bits={self.act_bits}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers as asked but keep their dtypes: a cast would change the weight."""
+
+        def keep_dtype(t: Tensor) -> Tensor:
+            new = fn(t)
+            return new if new.dtype == t.dtype else t.to(new.device)
+
+        module: Any = super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return module  # type: ignore[no-any-return]
+
+
+def _check(cols: int, bits: int, group_size: int, symmetric: bool, act_bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ConfigError(f"bits is {bits}; packed layers take 2..8")
+    if act_bits not in (8, 16):
+        raise ConfigError(f"act_bits is {act_bits}; packed layers take 8 or 16 (float)")
+    if cols % group_size or (group_size != cols and group_size % 8):
+        raise ConfigError(
+            f"group_size is {group_size} for {cols} inputs; it must divide them and be a multiple "
+            "of 8, or -1 for whole rows"
+        )

@@ -1,0 +1,197 @@
+"""Activations times packed low-bit weights, as torch operators (inference only, no gradient)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.pack import reference_unpack
+from cmibq.runtime import kernels
+
+__all__ = ["qgemm", "qgemm_s8", "reference", "reference_s8"]
+
+_WEIGHT = "Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, int bits) -> Tensor"
+LIBRARY.define(f"qgemm(Tensor x, {_WEIGHT}")
+LIBRARY.define(f"qgemm_s8(Tensor x, Tensor xscale, {_WEIGHT}")
+
+
+def _levels(packed: Tensor, groups: int, zero: Tensor | None, bits: int, cols: int) -> Tensor:
+    """Return ``code - zero`` of a packed weight: int16 [N, G, K / G]."""
+    shape = (len(packed), groups, cols // groups)
+    codes = reference_unpack(packed, bits, cols).to(torch.int16).reshape(shape)
+    if zero is None:
+        return codes - (1 << (bits - 1))
+    return codes - reference_unpack(zero, bits, groups).to(torch.int16)[:, :, None]
+
+
+def reference(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int
+) -> Tensor:
+    """Return ``x @ w.T + bias`` with ``w = (code - zero) * scale``, in the dtype of `x`."""
+    levels = _levels(packed, scale.shape[1], zero, bits, x.shape[1])
+    w = (levels.to(x.dtype) * scale.to(x.dtype)[:, :, None]).flatten(1)
+    return torch.nn.functional.linear(x, w, bias)
+
+
+def reference_s8(
+    x: Tensor,
+    xscale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+) -> Tensor:
+    """Return ``sum_g scale_g * (x_g . (code - zero)_g) * xscale + bias``, groups in order."""
+    levels = _levels(packed, scale.shape[1], zero, bits, x.shape[1]).to(torch.float64)
+    inputs = x.to(torch.float64).reshape(len(x), *levels.shape[1:])
+    acc = xscale.new_zeros(len(x), len(packed))
+    for g in range(scale.shape[1]):
+        dot = inputs[:, g] @ levels[:, g].T  # integers, exact in float64
+        acc = acc + scale[:, g].to(acc.dtype) * dot.to(acc.dtype)
+    acc = acc * xscale[:, None]
+    return acc if bias is None else acc + bias
+
+
+def _weight(
+    packed: Tensor, bits: int, scale: Tensor, zero: Tensor | None, bias: Tensor | None
+) -> tuple[Any, int, Any, Any, Any]:
+    """Return a packed weight as the kernels take it; float16 crosses as uint16."""
+    halves = view(scale.view(torch.uint16))
+    points = None if zero is None else view(zero)
+    return view(packed), bits, halves, points, None if bias is None else view(bias)
+
+
+def _work(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Any:
+    sizes = (len(x), len(packed), x.shape[1], scale.shape[1])
+    return view(torch.empty(kernels().qgemm_workspace(*sizes, bits), dtype=torch.uint8))
+
+
+def _cpu(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int
+) -> Tensor:
+    if not kernel_ready(x) or scale.dtype != torch.float16:
+        return reference(x, packed, scale, zero, bias, bits)
+    out = x.new_empty(len(x), len(packed))
+    weight, work = _weight(packed, bits, scale, zero, bias), _work(x, packed, scale, bits)
+    kernels().qgemm_f32(view(x), *weight, view(out), work)
+    return out
+
+
+def _s8_cpu(
+    x: Tensor,
+    xscale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+) -> Tensor:
+    if not kernel_ready(xscale) or scale.dtype != torch.float16:
+        return reference_s8(x, xscale, packed, scale, zero, bias, bits)
+    out = xscale.new_empty(len(x), len(packed))
+    weight, work = _weight(packed, bits, scale, zero, bias), _work(x, packed, scale, bits)
+    kernels().qgemm_s8(view(x), view(xscale), *weight, view(out), work)
+    return out
+
+
+LIBRARY.impl("qgemm", _cpu, "CPU")
+LIBRARY.impl("qgemm", reference, "CUDA")
+LIBRARY.impl("qgemm_s8", _s8_cpu, "CPU")
+LIBRARY.impl("qgemm_s8", reference_s8, "CUDA")
+torch.library.register_fake(
+    "cmibq::qgemm",
+    lambda x, packed, scale, zero, bias, bits: x.new_empty(x.shape[0], packed.shape[0]),
+    lib=LIBRARY,
+)
+torch.library.register_fake(
+    "cmibq::qgemm_s8",
+    lambda x, xscale, packed, *rest: xscale.new_empty(x.shape[0], packed.shape[0]),
+    lib=LIBRARY,
+)
+
+
+def qgemm(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+) -> Tensor:
+    """Multiply float activations by a packed weight: ``x @ w.T + bias``.
+
+    Args:
+        x: [M, K], contiguous. float32 on the CPU runs in C, where no float copy of the weight is
+            made; other dtypes and devices use `reference`, which makes one.
+        packed: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them.
+        scale: float16 [N, G], > 0; G equal groups of successive inputs, multiples of 8
+            or one.
+        zero: uint8 [N, ceil(G * bits / 8)], zero points packed like the codes; None means
+            ``2**(bits - 1)`` everywhere (symmetric).
+        bias: [N], dtype of `x`, added last.
+        bits: 2..8.
+
+    Returns:
+        [M, N] in the dtype of `x`. In C a row does not depend on the other rows, on the thread
+        count or on the ISA.
+
+    Raises:
+        ValueError: a shape does not fit, a scale is not finite and > 0.
+        TypeError: an array has another dtype.
+
+    Example:
+        >>> from cmibq.ops import pack
+        >>> packed = pack(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), bits=2)
+        >>> qgemm(torch.ones(1, 4), packed, torch.tensor([[0.5]], dtype=torch.float16), bits=2)
+        tensor([[-1.]])
+    """
+    out: Tensor = torch.ops.cmibq.qgemm(x, packed, scale, zero, bias, bits)
+    return out
+
+
+def qgemm_s8(
+    x: Tensor,
+    xscale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    bits: int,
+) -> Tensor:
+    """Multiply 8-bit activations with one scale per row by a packed weight.
+
+    The dot products of a group are integers; their sum over groups, in order, is
+    ``acc + scale * dot`` in float32 without FMA; the result is ``acc * xscale + bias``. The same
+    bits on every ISA and in `reference_s8`.
+
+    Args:
+        x: int8 [M, K], contiguous, as `cmibq.ops.codes_token` makes them.
+        xscale: float32 [M].
+        packed: as in `qgemm`.
+        scale: as in `qgemm`; groups of at most 65793 inputs.
+        zero: as in `qgemm`.
+        bias: float32 [N], added last.
+        bits: 2..8.
+
+    Returns:
+        float32 [M, N].
+
+    Raises:
+        ValueError: as `qgemm`.
+        TypeError: as `qgemm`.
+
+    Example:
+        >>> from cmibq.ops import codes_token, pack
+        >>> packed = pack(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), bits=2)
+        >>> x = codes_token(torch.tensor([[1.27, 0.0, 0.0, 0.5]]))
+        >>> qgemm_s8(*x, packed, torch.tensor([[1.0]], dtype=torch.float16), bits=2)
+        tensor([[-2.0400]])
+    """
+    out: Tensor = torch.ops.cmibq.qgemm_s8(x, xscale, packed, scale, zero, bias, bits)
+    return out
