@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from cmibq.io.package import Package, ProbeCheck, check_probe, is_package, load, save
 from cmibq.io.scales import ScaleEntry, Scales, load_scales, save_scales
 
-__all__ = ["ScaleEntry", "Scales", "load_scales", "save_scales"]
+__all__ = [
+    "Package",
+    "ProbeCheck",
+    "ScaleEntry",
+    "Scales",
+    "check_probe",
+    "is_package",
+    "load",
+    "load_scales",
+    "save",
+    "save_scales",
+]

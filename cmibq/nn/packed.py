@@ -91,7 +91,9 @@ class PackedLinear(QuantModule):
         self.register_buffer("qweight", codes_of(in_features))
         self.register_buffer("scales", torch.zeros(out_features, groups, dtype=torch.float16))
         self.register_buffer("zeros", None if symmetric else codes_of(groups))
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer(
+            "bias", torch.zeros(out_features, dtype=torch.float32) if bias else None
+        )
 
     @classmethod
     def from_linear(

@@ -1,0 +1,282 @@
+"""The package: a folder with packed weights, a manifest and everything needed to use the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+import cmibq
+from cmibq.errors import ModelError, PackageError
+from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
+from cmibq.io.environment import environment
+from cmibq.io.manifest import MANIFEST, VERSION, FileInfo, LayerSpec, Manifest, read_manifest
+from cmibq.io.restore import assign_, check_scales, swap_
+from cmibq.io.tensors import read_tensors, write_tensors
+from cmibq.nn import PackedLinear
+
+__all__ = ["WEIGHTS", "Package", "ProbeCheck", "check_probe", "is_package", "load", "save"]
+
+WEIGHTS: Final = "cmibq.safetensors"
+BUFFERS: Final = "buffers.safetensors"
+PROBE: Final = "probe.safetensors"
+_CONFIG: Final = "config.json"
+_LOGITS: Final = "logits"
+# What a model folder may have beside its weights and config.json. Code (*.py) is never copied.
+COMPANIONS: Final = (
+    *("*tokenizer*.json", "*tokenizer*.model", "*.spm", "spiece.model", "sentencepiece*.model"),
+    *("vocab*.json", "vocab*.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    *("*processor_config.json", "chat_template*", "additional_chat_templates/*.jinja"),
+    *("generation_config.json", "LICENSE*"),
+)
+
+
+@dataclass(frozen=True)
+class ProbeCheck:
+    """Whether a model computes what the saved one did.
+
+    Args:
+        exact: every logit is equal bit for bit.
+        max_difference: largest absolute difference.
+    """
+
+    exact: bool
+    max_difference: float
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on disk whose files have been checked.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+        config: its ``config.json``.
+    """
+
+    path: Path
+    manifest: Manifest
+    config: Mapping[str, Any]
+
+    def fill_(self, model: nn.Module) -> nn.Module:
+        """Give a model of the right architecture the layers and tensors of the package.
+
+        Quantised layers become `PackedLinear`. No float copy of a packed weight is made if `model`
+        was built on the ``meta`` device.
+
+        Args:
+            model: as its configuration makes it, on the CPU or the ``meta`` device; changed.
+
+        Returns:
+            The model, in evaluation mode, without gradients.
+
+        Raises:
+            PackageError: tensors are missing or left over, or a shape or scale cannot be.
+        """
+        for name, spec in self.manifest.layers.items():
+            swap_(model, name, spec, self.path)
+        tensors, _ = read_tensors(self.path / WEIGHTS)
+        buffers, _ = read_tensors(self.path / BUFFERS)
+        check_scales(tensors, self.manifest, self.path)
+        assign_(model, tensors | buffers, self.manifest.tied, self.path)
+        return model.requires_grad_(False).eval()
+
+
+def is_package(folder: str | Path) -> bool:
+    """Return whether a folder has a manifest."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def save(
+    model: nn.Module,
+    source: str | Path,
+    out: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Tensor] | None = None,
+    overwrite: bool = False,
+) -> Package:
+    """Write a model with packed layers as a package; the folder appears when it is complete.
+
+    Args:
+        model: with `PackedLinear` layers; its ``config`` (if any) replaces that of `source`.
+        source: folder of the model it was made from: tokenizer and processor files are copied.
+        out: folder to make.
+        recipe: how it was made, JSON values.
+        metadata: anything else to keep, JSON values.
+        probe: inputs of one forward pass; they are saved with the logits that `model` computes, so
+            that a reload can be compared bit for bit.
+        overwrite: replace a folder that is not empty.
+
+    Returns:
+        The package.
+
+    Raises:
+        ModelError: `model` has no packed layer.
+        StorageError: disk full, not permitted, or `out` exists and `overwrite` is not set.
+    """
+    layers = {
+        name: _describe(module)
+        for name, module in model.named_modules()
+        if isinstance(module, PackedLinear)
+    }
+    if not layers:
+        raise ModelError("the model has no packed layer; run convert_ before it is saved")
+    weights, tied = _without_copies(model.state_dict())
+    kept = {name for name, _ in itertools.chain(weights.items(), tied.items())}
+    buffers = {name: t for name, t in model.named_buffers() if name not in kept}
+    answers = {} if probe is None else {**probe, _LOGITS: _logits(model, probe)}
+    with atomic_dir(out, overwrite=overwrite) as folder:
+        files = {
+            name: _write(folder / name, tensors)
+            for name, tensors in ((WEIGHTS, weights), (BUFFERS, buffers), (PROBE, answers))
+        }
+        write_json(folder / _CONFIG, _config(model, Path(source), layers))
+        for name in (_CONFIG, *_copy_companions(Path(source), folder)):
+            files[name] = FileInfo(sha256_file(folder / name), (folder / name).stat().st_size)
+        manifest = Manifest(
+            cmibq=cmibq.__version__,
+            files=files,
+            layers=layers,
+            tied=tied,
+            recipe=dict(recipe),
+            metadata=dict(metadata or {}),
+            environment=environment(),
+        )
+        write_json(folder / MANIFEST, manifest.to_json())
+    return load(out, verify=False)
+
+
+def load(folder: str | Path, *, verify: bool = True) -> Package:
+    """Open a package and check it: version, manifest, size and SHA-256 of every file.
+
+    Args:
+        folder: the package.
+        verify: also read every file to compare its hash.
+
+    Raises:
+        PackageError: a file is missing, truncated or altered (named), or the package is newer than
+            this library.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    for name in (WEIGHTS, BUFFERS, PROBE, _CONFIG):
+        if name not in manifest.files:
+            raise PackageError(f"{path / MANIFEST} does not list {name}; make the package again")
+    for name, info in manifest.files.items():
+        _verify(path / name, info, content=verify)
+    config = read_json(path / _CONFIG)
+    layers = config.get("quantization_config", {}).get("layers")
+    if layers != json.loads(json.dumps({n: asdict(s) for n, s in manifest.layers.items()})):
+        raise PackageError(f"{path}: {_CONFIG} and {MANIFEST} disagree on the quantised layers")
+    return Package(path, manifest, config)
+
+
+def check_probe(model: nn.Module, package: Package) -> ProbeCheck | None:
+    """Run the saved inputs through a reloaded model and compare with the saved logits.
+
+    Uses as many threads as when they were saved, because float sums of other libraries depend on
+    that.
+
+    Returns:
+        The comparison, or None if the package was saved without a probe.
+    """
+    tensors, _ = read_tensors(package.path / PROBE)
+    if _LOGITS not in tensors:
+        return None
+    saved = tensors.pop(_LOGITS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(package.manifest.environment.get("threads", threads)))
+    try:
+        found = _logits(model, tensors)
+    finally:
+        torch.set_num_threads(threads)
+    if found.shape != saved.shape or found.dtype != saved.dtype:
+        return ProbeCheck(False, float("inf"))
+    same = torch.equal(found.view(torch.uint8), saved.view(torch.uint8))
+    difference = (found.double() - saved.double()).abs().max() if found.numel() else 0.0
+    return ProbeCheck(same, float(difference))
+
+
+def _describe(module: PackedLinear) -> LayerSpec:
+    return LayerSpec(
+        shape=(module.out_features, module.in_features),
+        bits=module.bits,
+        group_size=module.group_size,
+        symmetric=module.symmetric,
+        act_bits=module.act_bits,
+        bias=module.bias is not None,
+    )
+
+
+def _without_copies(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split a state dict into tensors of their own and names of tensors that are the same."""
+    seen: dict[tuple[Any, ...], str] = {}
+    own, tied = {}, {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        first = seen.setdefault(key, name) if tensor.numel() else name
+        if first == name:
+            own[name] = tensor
+        else:
+            tied[name] = first
+    return own, tied
+
+
+def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    with torch.inference_mode():
+        answer = model(**inputs)
+    logits = answer if isinstance(answer, Tensor) else answer.logits
+    return logits.detach().cpu().contiguous().clone()
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+    with path.open("xb") as file:
+        return FileInfo(*write_tensors(file, tensors))
+
+
+def _config(model: nn.Module, source: Path, layers: Mapping[str, LayerSpec]) -> dict[str, Any]:
+    own: Any = getattr(model, "config", None)
+    text = own.to_json_string() if hasattr(own, "to_json_string") else None
+    config: dict[str, Any] = json.loads(text) if text else read_json(source / _CONFIG)
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        part.pop("_name_or_path", None)  # where it lay on this machine
+    return config | {
+        "quantization_config": {
+            "quant_method": "cmibq",
+            "format": VERSION,
+            "weights": WEIGHTS,
+            "layers": {name: asdict(spec) for name, spec in layers.items()},
+        }
+    }
+
+
+def _copy_companions(source: Path, folder: Path) -> list[str]:
+    found = {p for pattern in COMPANIONS for p in source.glob(pattern) if p.is_file()}
+    names = sorted(p.relative_to(source).as_posix() for p in found)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    return names
+
+
+def _verify(path: Path, info: FileInfo, *, content: bool) -> None:
+    try:
+        size = path.stat().st_size
+        if size != info.bytes:
+            what = "truncated" if size < info.bytes else "altered"
+            raise PackageError(
+                f"{path} is {what}: {size} bytes, the manifest says {info.bytes}; copy it again"
+            )
+        if content and sha256_file(path) != info.sha256:
+            raise PackageError(f"{path} is altered: its SHA-256 differs from the manifest's")
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read ({error.strerror}); copy it again") from error

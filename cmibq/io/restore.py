@@ -1,0 +1,110 @@
+"""Putting the tensors of a package into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.errors import CmibqError, PackageError
+from cmibq.io.manifest import LayerSpec, Manifest
+from cmibq.nn import PackedLinear
+
+__all__ = ["assign_", "check_scales", "packed_like", "swap_"]
+
+
+def packed_like(spec: LayerSpec) -> PackedLinear:
+    """Return a layer of the right shape on the ``meta`` device, without content."""
+    with torch.device("meta"):
+        return PackedLinear(
+            spec.shape[1],
+            spec.shape[0],
+            bits=spec.bits,
+            group_size=spec.group_size,
+            symmetric=spec.symmetric,
+            act_bits=spec.act_bits,
+            bias=spec.bias,
+        )
+
+
+def swap_(model: nn.Module, name: str, spec: LayerSpec, where: Path) -> None:
+    """Replace the linear layer `name` of a model by an empty packed one.
+
+    Raises:
+        PackageError: the model has no such layer, or it has another shape.
+    """
+    try:
+        old = model.get_submodule(name)
+    except AttributeError as error:
+        raise PackageError(f"{where}: the model has no layer {name}; check config.json") from error
+    found = (getattr(old, "out_features", None), getattr(old, "in_features", None))
+    if found != tuple(spec.shape):
+        raise PackageError(
+            f"{where}: layer {name} is {found} in the model and {tuple(spec.shape)} in the package"
+        )
+    try:
+        new = packed_like(spec)
+    except CmibqError as error:
+        raise PackageError(f"{where}: layer {name}: {error}") from error
+    model.set_submodule(name, new)
+
+
+def check_scales(tensors: Mapping[str, Tensor], manifest: Manifest, where: Path) -> None:
+    """Check that every scale is finite and > 0, so that no result can be NaN because of one.
+
+    Raises:
+        PackageError: a scale is not, or a layer has none.
+    """
+    for name in manifest.layers:
+        scales = tensors.get(f"{name}.scales")
+        if scales is None or not bool((torch.isfinite(scales) & (scales > 0)).all()):
+            raise PackageError(f"{where}: layer {name} lacks scales that are finite and > 0")
+
+
+def assign_(
+    model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], where: Path
+) -> None:
+    """Make the tensors those of the model, without a copy.
+
+    Args:
+        model: its parameters and buffers are replaced.
+        tensors: of every parameter and buffer, by name.
+        tied: name -> name of the tensor that it is the same as.
+        where: the package, for messages.
+
+    Raises:
+        PackageError: a tensor is missing or left over, or has another shape or kind.
+    """
+    expected: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    expected.update(model.named_parameters(remove_duplicate=False))
+    packed = {n for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    missing = expected.keys() - tensors.keys() - tied.keys()
+    extra = tensors.keys() - expected.keys()
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"has {min(extra)}, unknown to the model"
+        raise PackageError(f"{where}: the package {what}; it does not fit its config.json")
+    for name, old in expected.items():
+        source = tied.get(name, name)
+        if source not in tensors:
+            raise PackageError(f"{where}: {name} is tied to {source}, which is missing")
+        new = tensors[source]
+        exact = name.rpartition(".")[0] in packed
+        kind = (
+            new.dtype == old.dtype if exact else new.is_floating_point() == old.is_floating_point()
+        )
+        if new.shape != old.shape or not kind:
+            raise PackageError(
+                f"{where}: {name} is {new.dtype} {list(new.shape)}, the model has {old.dtype} "
+                f"{list(old.shape)}"
+            )
+    made: dict[str, nn.Parameter] = {}
+    for name, old in expected.items():
+        parent, _, leaf = name.rpartition(".")
+        module, source = model.get_submodule(parent), tied.get(name, name)
+        if isinstance(old, nn.Parameter):
+            made.setdefault(source, nn.Parameter(tensors[source], requires_grad=False))
+            module._parameters[leaf] = made[source]
+        else:
+            module._buffers[leaf] = tensors[source]
