@@ -7,13 +7,13 @@
 
 #include "cq.h"
 
-#define CQ_QGEMM_NB 64 /* outputs of a panel */
-#define CQ_QGEMM_KC                                                                                \
-    256                   /* inputs of a panel: the sums of blocks of this size are added in order \
-                           */
-#define CQ_QGEMM_STRIP 16 /* outputs that a panel kernel fills in one call */
-
-#define CQ_QGEMM_S8_GROUP 65793 /* longest group whose s8 dot products fit in int32 */
+/* Outputs and inputs of a panel (the sums of blocks of KC inputs are added in order), and the
+ * outputs that a panel kernel fills in one call. */
+#define CQ_QGEMM_NB ((size_t)64)
+#define CQ_QGEMM_KC ((size_t)128)
+#define CQ_QGEMM_STRIP ((size_t)16)
+/* Longest group whose s8 dot products fit in int32. */
+#define CQ_QGEMM_S8_GROUP 65793
 
 /* One block of rows of x times one float panel. */
 typedef struct cq_qgemm_f32_tile {

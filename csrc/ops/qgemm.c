@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The output is cut into tasks of 512 rows x 64 outputs. A task decodes its 64 rows of the weight,
- * 256 inputs at a time, into a panel in its slot of `work`, and multiplies all its rows of x by it:
+ * 128 inputs at a time, into a panel in its slot of `work`, and multiplies all its rows of x by it:
  * there is never more of the weight decoded than one panel per slot. Slots, at most 16, are what
- * threads take; their number depends on the shapes only. */
+ * threads take, each a run of tasks that share rows of x as long as possible; their number depends
+ * on the shapes only. */
 #include "core/half.h"
 #include "core/parallel.h"
 #include "ops.h"
@@ -23,14 +24,14 @@ typedef struct job {
     float *out;
     int32_t *xsum;  /* [M, G] */
     uint8_t *slots; /* of slot_bytes each: a slot, then the parts of s8 if a group needs panels */
-    size_t M, mblocks, tasks, slot_count, slot_bytes;
+    size_t M, nblocks, tasks, slot_count, slot_bytes;
 } job;
 
 typedef void (*task_fn)(const job *j, size_t m0, size_t n0, slot *s);
 
 static job plan(size_t M, const cq_packed *w) {
-    job j = {.w = w, .M = M, .mblocks = cq_ceil_div(M, MB)};
-    j.tasks = j.mblocks * cq_ceil_div(w->N, CQ_QGEMM_NB);
+    job j = {.w = w, .M = M, .nblocks = cq_ceil_div(w->N, CQ_QGEMM_NB)};
+    j.tasks = cq_ceil_div(M, MB) * j.nblocks;
     /* One slot per million multiply-adds, a decoded code counting as 16. */
     const size_t worth = 1 + (M + 16) * w->N / 1024 * w->K / 1024;
     j.slot_count = cq_min_size(cq_min_size(j.tasks, worth), MAX_SLOTS);
@@ -61,17 +62,22 @@ static job start(cq_ctx *cx, const void *x, const cq_packed *w, const float *bia
 
 static void run_slots(const job *j, size_t begin, size_t end, task_fn fn) {
     for (size_t i = begin; i < end; i++)
-        for (size_t task = i; task < j->tasks; task += j->slot_count)
-            fn(j, task % j->mblocks * MB, task / j->mblocks * CQ_QGEMM_NB,
+        for (size_t t = j->tasks * i / j->slot_count; t < j->tasks * (i + 1) / j->slot_count; t++)
+            fn(j, t / j->nblocks * MB, t % j->nblocks * CQ_QGEMM_NB,
                (slot *)(void *)(j->slots + i * j->slot_bytes));
 }
 
-static int zero_of(const cq_packed *w, size_t n, size_t g) {
-    if (!w->zero) return 1 << (w->bits - 1);
-    const size_t bit = g * (size_t)w->bits, at = bit / 8, Z = cq_packed_bytes(w->G, w->bits);
-    const uint8_t *row = w->zero + n * Z;
-    const int both = row[at] | (at + 1 < Z ? row[at + 1] << 8 : 0);
-    return both >> (bit % 8) & ((1 << w->bits) - 1);
+/* Scale and zero point of group g of `rows` rows from n0 on. */
+static void grids(const cq_packed *w, size_t n0, size_t rows, size_t g, float *scale,
+                  int32_t *zero) {
+    const size_t Z = cq_packed_bytes(w->G, w->bits), bit = g * (size_t)w->bits, at = bit / 8;
+    const size_t next = at + 1 < Z ? at + 1 : at; /* a code may span two bytes, the last not */
+    for (size_t r = 0; r < rows; r++) scale[r] = cq_half_to_float(w->scale[(n0 + r) * w->G + g]);
+    for (size_t r = 0; r < rows && !w->zero; r++) zero[r] = 1 << (w->bits - 1);
+    for (size_t r = 0; r < rows && w->zero; r++) {
+        const uint8_t *row = w->zero + (n0 + r) * Z;
+        zero[r] = (row[at] | row[next] << 8) >> (bit % 8) & ((1 << w->bits) - 1);
+    }
 }
 
 /* Unpack inputs k0 .. k0 + kc - 1 of a strip of rows; rows past the last get codes 0. */
@@ -94,13 +100,11 @@ static void f32_panel(const job *j, size_t n0, size_t k0, size_t kc, slot *s) {
         const size_t rows = unpack_strip(j, n0 + strip, k0, kc, s->codes);
         for (size_t k = 0, next; k < kc; k = next) {
             const size_t g = (k0 + k) / group;
-            float scale[CQ_QGEMM_STRIP] = {0}, shift[CQ_QGEMM_STRIP] = {0};
+            float scale[CQ_QGEMM_STRIP] = {0}, shift[CQ_QGEMM_STRIP];
+            int32_t zero[CQ_QGEMM_STRIP] = {0};
             next = cq_min_size(kc, (g + 1) * group - k0);
-            for (size_t r = 0; r < rows; r++) {
-                const size_t n = n0 + strip + r;
-                scale[r] = cq_half_to_float(w->scale[n * w->G + g]);
-                shift[r] = -(float)zero_of(w, n, g) * scale[r];
-            }
+            grids(w, n0 + strip, rows, g, scale, zero);
+            for (size_t r = 0; r < CQ_QGEMM_STRIP; r++) shift[r] = -(float)zero[r] * scale[r];
             float *to = s->panel + k * CQ_QGEMM_NB + strip;
             j->k->qgemm_f32_panel(s->codes + k, next - k, scale, shift, to);
         }
@@ -125,15 +129,9 @@ static void f32_task(const job *j, size_t m0, size_t n0, slot *s) {
 }
 
 /* The panel of inputs k0 .. k0 + kc - 1, all of group g, and the grids of its outputs. */
-static void s8_panel(const job *j, size_t n0, size_t k0, size_t kc, slot *s, float *scale,
+static void s8_panel(const job *j, size_t n0, size_t k0, size_t kc, size_t g, slot *s, float *scale,
                      int32_t *zero) {
-    const cq_packed *w = j->w;
-    const size_t g = k0 / (w->K / w->G);
-    for (size_t n = 0; n < CQ_QGEMM_NB; n++) {
-        const int used = n0 + n < w->N;
-        scale[n] = used ? cq_half_to_float(w->scale[(n0 + n) * w->G + g]) : 0.0f;
-        zero[n] = used ? zero_of(w, n0 + n, g) : 0;
-    }
+    grids(j->w, n0, cq_min_size(j->w->N - n0, CQ_QGEMM_NB), g, scale, zero);
     for (size_t strip = 0; strip < CQ_QGEMM_NB; strip += CQ_QGEMM_STRIP) {
         unpack_strip(j, n0 + strip, k0, kc, s->codes);
         j->k->qgemm_s8_panel(s->codes, kc, strip, (uint8_t *)s->panel);
@@ -143,8 +141,8 @@ static void s8_panel(const job *j, size_t n0, size_t k0, size_t kc, slot *s, flo
 static void s8_task(const job *j, size_t m0, size_t n0, slot *s) {
     const cq_packed *w = j->w;
     const size_t N = w->N, K = w->K, group = K / w->G;
-    float scale[CQ_QGEMM_NB];
-    int32_t zero[CQ_QGEMM_NB];
+    float scale[CQ_QGEMM_NB] = {0};
+    int32_t zero[CQ_QGEMM_NB] = {0};
     cq_qgemm_s8_tile t = {.panel = (uint8_t *)s->panel, .scale = scale, .zero = zero};
     t.part = (int32_t *)(void *)(s + 1);
     t.out = j->out + m0 * N + n0;
@@ -162,7 +160,7 @@ static void s8_task(const job *j, size_t m0, size_t n0, slot *s) {
         t.bias = end == K && j->bias ? j->bias + n0 : NULL;
         t.x = (const int8_t *)j->x + m0 * K + k0;
         t.xsum = j->xsum + m0 * w->G + g;
-        if (K) s8_panel(j, n0, k0, t.kc, s, scale, zero);
+        if (K) s8_panel(j, n0, k0, t.kc, g, s, scale, zero);
         j->k->qgemm_s8_tile(&t);
         k0 += t.kc;
     } while (k0 < K);

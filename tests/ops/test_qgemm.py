@@ -45,7 +45,7 @@ def test_error_is_within_the_bound_of_the_contract(bits: int, symmetric: bool) -
     for m, n, k, groups in SHAPES:
         x, w = tokens(m, k), weight(n, k, groups, bits, symmetric=symmetric)
         want, size = in_double(x, w, bits)
-        steps = min(k, 256) + k / 256 + 2
+        steps = min(k, 128) + k / 128 + 2
         error = (qgemm(x, *w, bits=bits).double() - want).abs()
         assert bool((error <= 1.01 * steps * 2.0**-24 * size).all()), (m, n, k)
 

@@ -6,26 +6,7 @@
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
-/* 16 bytes of rows i, 4 + i, 8 + i and 12 + i. */
-CQ_INLINE __m512i four_rows(const uint8_t *row) {
-    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const void *)row));
-    v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row + 4 * CQ_QGEMM_KC)), 1);
-    v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row + 8 * CQ_QGEMM_KC)), 2);
-    return _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row + 12 * CQ_QGEMM_KC)), 3);
-}
-
-/* Lane n of out[j] is dword j, codes 4 j .. 4 j + 3, of row n. */
-CQ_INLINE void transpose_16x16(const uint8_t *codes, __m512i out[4]) {
-    const __m512i r0 = four_rows(codes), r1 = four_rows(codes + CQ_QGEMM_KC);
-    const __m512i r2 = four_rows(codes + 2 * CQ_QGEMM_KC);
-    const __m512i r3 = four_rows(codes + 3 * CQ_QGEMM_KC);
-    const __m512i a = _mm512_unpacklo_epi32(r0, r1), b = _mm512_unpacklo_epi32(r2, r3);
-    const __m512i c = _mm512_unpackhi_epi32(r0, r1), d = _mm512_unpackhi_epi32(r2, r3);
-    out[0] = _mm512_unpacklo_epi64(a, b);
-    out[1] = _mm512_unpackhi_epi64(a, b);
-    out[2] = _mm512_unpacklo_epi64(c, d);
-    out[3] = _mm512_unpackhi_epi64(c, d);
-}
+#include "kernels/qgemm/transpose_avx512.h"
 
 void cq_qgemm_f32_panel_avx512(const uint8_t *codes, size_t kc, const float *scale,
                                const float *shift, float *panel) {
@@ -34,11 +15,12 @@ void cq_qgemm_f32_panel_avx512(const uint8_t *codes, size_t kc, const float *sca
     size_t k = 0;
     for (; k + 16 <= kc; k += 16) {
         __m512i four[4];
-        transpose_16x16(codes + k, four);
+        cq_transpose_codes(codes + k, four);
         for (size_t j = 0; j < 4; j++) {
             float *to = panel + (k + 4 * j) * CQ_QGEMM_NB;
-            for (unsigned b = 0; b < 4; b++) {
-                const __m512i code = _mm512_and_si512(_mm512_srli_epi32(four[j], 8 * b), byte);
+            for (size_t b = 0; b < 4; b++) {
+                const __m512i shifted = _mm512_srli_epi32(four[j], (unsigned)(8 * b));
+                const __m512i code = _mm512_and_si512(shifted, byte);
                 _mm512_store_ps(to + b * CQ_QGEMM_NB,
                                 _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), s, t));
             }
@@ -109,13 +91,26 @@ CQ_INLINE void rows(const size_t R, const cq_qgemm_f32_tile *t, size_t m, size_t
     if (R > 11) finish(c11, t, m + 11, n);
 }
 
-void cq_qgemm_f32_tile_avx512(const cq_qgemm_f32_tile *t) {
-    for (size_t n = 0; n < t->n; n += 32) {
-        size_t m = 0;
-        for (; m + 12 <= t->m; m += 12) rows(12, t, m, n);
-        for (; m + 4 <= t->m; m += 4) rows(4, t, m, n);
-        for (; m < t->m; m++) rows(1, t, m, n);
+/* One row, outputs 0 .. 63: four chains at once instead of twice two. */
+static void one_row(const cq_qgemm_f32_tile *t, size_t m) {
+    pair a = {_mm512_setzero_ps(), _mm512_setzero_ps()}, b = a;
+    const float *x = t->x + m * t->ldx, *w = t->panel;
+    for (size_t k = 0; k < t->kc; k++, w += CQ_QGEMM_NB) {
+        multiply_add(&a, x + k, _mm512_load_ps(w), _mm512_load_ps(w + 16));
+        multiply_add(&b, x + k, _mm512_load_ps(w + 32), _mm512_load_ps(w + 48));
     }
+    finish(a, t, m, 0);
+    if (t->n > 32) finish(b, t, m, 32);
+}
+
+void cq_qgemm_f32_tile_avx512(const cq_qgemm_f32_tile *t) {
+    size_t m = t->m / 4 * 4;
+    for (size_t n = 0; n < t->n; n += 32) {
+        size_t r = 0;
+        for (; r + 12 <= m; r += 12) rows(12, t, r, n);
+        for (; r < m; r += 4) rows(4, t, r, n);
+    }
+    for (; m < t->m; m++) one_row(t, m);
 }
 
 #include "core/isa_end.h"

@@ -19,7 +19,7 @@
  *
  * No aliasing. Exactness: EXACT; FMA where written and
  * nowhere else. f32 against the sum of products in exact arithmetic:
- * |error| <= (min(K, 256) + K / 256 + 2) * 2**-24 * (sum |x * w| + |bias|), to first order.
+ * |error| <= (min(K, 128) + K / 128 + 2) * 2**-24 * (sum |x * w| + |bias|), to first order.
  * The integers of the s8 kernels are exact for groups of up to 65793 inputs. */
 #include "core/dispatch.h"
 
