@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from cmibq.models import llava
 from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_groups, check_weights
-from cmibq.models.load import LoadedModel, load, load_processor, read_family, skeleton
+from cmibq.models.load import (
+    LoadedModel,
+    load,
+    load_processor,
+    read_family,
+    save_float,
+    skeleton,
+    target_widths,
+)
 
 __all__ = [
     "MODELS",
@@ -18,5 +26,7 @@ __all__ = [
     "load",
     "load_processor",
     "read_family",
+    "save_float",
     "skeleton",
+    "target_widths",
 ]

@@ -6,8 +6,9 @@ search serves all families.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,24 +194,30 @@ def adapter_of(model: nn.Module) -> Adapter:
     return MODELS[family]
 
 
-def check_groups(model: nn.Module, names: Iterable[str], group_size: int) -> None:
-    """Check that a group size divides the inputs of linear layers; weights are not looked at.
+def check_groups(widths: Mapping[str, int], group_size: int) -> None:
+    """Check that a group size divides the inputs of linear layers.
 
     Args:
-        model: the model; may be on the ``meta`` device.
-        names: names of its linear layers.
+        widths: layer -> number of inputs.
         group_size: weights per scale along the input; <= 0 is one scale per row.
 
     Raises:
-        ModelError: it does not divide; names the layer and offers sizes.
+        ModelError: it does not divide; names the layer and offers sizes that divide all.
+
+    Example:
+        >>> check_groups({"q_proj": 96, "down_proj": 64}, 48)
+        Traceback (most recent call last):
+        ...
+        cmibq.errors.ModelError: down_proj: w_group 48 does not divide its 64 inputs; choose one of
+        8, 16, 32, or -1 for one scale per row
     """
-    for name in names:
-        width = model.get_parameter(f"{name}.weight").shape[1]
+    for name, width in widths.items():
         if group_size > 0 and width % group_size:
-            fits = [g for g in range(8, width + 1, 8) if width % g == 0]
+            common = math.gcd(*widths.values())
+            fits = ", ".join(str(g) for g in range(8, common + 1, 8) if common % g == 0)
             raise ModelError(
                 f"{name}: w_group {group_size} does not divide its {width} inputs; choose one of"
-                f" {', '.join(map(str, fits)) or 'none'}, or -1 for one scale per row"
+                f" {fits or '(none)'}, or -1 for one scale per row"
             )
 
 

@@ -18,7 +18,15 @@ from cmibq.errors import DataError, ModelError, nearest
 from cmibq.fileio import read_json
 from cmibq.models.base import MODELS, Adapter
 
-__all__ = ["LoadedModel", "load", "load_processor", "read_family", "skeleton"]
+__all__ = [
+    "LoadedModel",
+    "load",
+    "load_processor",
+    "read_family",
+    "save_float",
+    "skeleton",
+    "target_widths",
+]
 
 
 @dataclass(frozen=True)
@@ -107,32 +115,43 @@ def read_family(path: str | os.PathLike[str], *, model: str = "auto") -> Adapter
     return adapter
 
 
-@functools.lru_cache(maxsize=8)
-def _skeleton(folder: Path, config: str) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    with _quiet(), torch.device("meta"):
-        made: nn.Module = AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True)
-        )
-    return made
-
-
 def skeleton(path: str | os.PathLike[str]) -> nn.Module:
     """Return the model of a folder on the ``meta`` device: names and shapes without weights.
 
     Raises:
         ModelError: the configuration cannot be used.
     """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
     folder = Path(path).expanduser()
+    _config(folder)
     try:
-        return _skeleton(folder, json.dumps(_config(folder), sort_keys=True))
-    except ModelError:
-        raise
+        with _quiet(), torch.device("meta"):
+            made: nn.Module = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(folder, local_files_only=True)
+            )
     except Exception as error:  # transformers raises many kinds
         raise ModelError(
             f"{folder / 'config.json'} does not describe a model ({error}); check the checkpoint"
         ) from error
+    return made
+
+
+@functools.lru_cache(maxsize=64)
+def _widths(folder: Path, config: str) -> dict[str, int]:
+    made = skeleton(folder)
+    names = read_family(folder).targets(made)
+    return {n: made.get_parameter(f"{n}.weight").shape[1] for n in names}
+
+
+def target_widths(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Return the number of inputs of every linear layer that would be quantised; reads no weight.
+
+    Raises:
+        ModelError: the folder holds no supported model.
+    """
+    folder = Path(path).expanduser()
+    return dict(_widths(folder, json.dumps(_config(folder), sort_keys=True)))
 
 
 def load_processor(path: str | os.PathLike[str]) -> Any:
@@ -199,3 +218,11 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
             f"{folder} is already quantised; pass the float model (a package is opened by eval)"
         )
     return LoadedModel(_weights(folder), load_processor(folder), adapter, folder)
+
+
+def save_float(loaded: LoadedModel, folder: Path) -> None:
+    """Write a model and its processor into an existing folder, as transformers would."""
+    model: Any = loaded.model
+    with _quiet():
+        model.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmibq.errors import ModelError
-from cmibq.models import load, load_processor, read_family, skeleton
+from cmibq.models import load, load_processor, read_family, skeleton, target_widths
 from tests.fixtures import write_llava
 
 
@@ -124,7 +124,9 @@ def test_skeleton_has_names_and_shapes_but_no_weights(llava_dir: Path, tmp_path:
         n: p.shape for n, p in loaded.named_parameters()
     }
     assert all(p.is_meta for p in made.parameters())
-    assert skeleton(llava_dir) is made
+    widths = target_widths(llava_dir)
+    assert len(widths) == 14
+    assert widths["model.language_model.layers.1.mlp.down_proj"] == 128
     other = changed(
         llava_dir,
         tmp_path / "m",

@@ -1,0 +1,8 @@
+"""Post-training quantisation: calibrate, search scales, fuse them, pack, save."""
+
+from __future__ import annotations
+
+from cmibq.ptq.job import Job, check, prepare
+from cmibq.ptq.quantize import QuantizeResult, quantize
+
+__all__ = ["Job", "QuantizeResult", "check", "prepare", "quantize"]

@@ -1,0 +1,190 @@
+"""Searching, scaling and quantising a decoder, one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.models import Adapter
+from cmibq.ptq.capture import Recording, record, runner
+from cmibq.ptq.journal import BlockFound, GroupFound
+from cmibq.ptq.stream import BatchStream
+from cmibq.quant import QuantSpec, RangeMode, fake_quantize_tokens, fake_quantize_weight
+from cmibq.search import (
+    SEARCHES,
+    GroupCalib,
+    GroupResult,
+    LinearGroup,
+    SearchConfig,
+    TokenWeights,
+    apply_scales_,
+)
+from cmibq.search.loop import weight_spec
+
+__all__ = ["Task", "advance_", "apply_found_", "pack_spec", "search_block"]
+
+_VALUES_AT_ONCE = 1 << 28
+_ERROR_TOKENS = 2048
+_OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to every block.
+
+    Args:
+        adapter: family of the model.
+        method: name in `SEARCHES`.
+        config: how candidates are made and judged.
+        ratios: float64 [blocks, kinds], weights of image tokens by `Adapter.gradient_of`; None =
+            all kept tokens count alike.
+        tick: called after every group.
+    """
+
+    adapter: Adapter
+    method: str
+    config: SearchConfig
+    ratios: Tensor | None = None
+    tick: Callable[[], object] = lambda: None
+
+    def tokens(
+        self, index: int, group: LinearGroup, streams: Sequence[BatchStream]
+    ) -> TokenWeights:
+        """Return how much each kept token counts for a group."""
+        vision = torch.cat([s.vision[s.keep] for s in streams])
+        answer = torch.cat([s.answer[s.keep] for s in streams])
+        if self.ratios is None:
+            return TokenWeights.uniform(len(vision), answer, vision)
+        kind = next(k for k, (_, g) in enumerate(self.adapter.gradient_of) if group.name in g)
+        ratio = float(self.ratios[index, kind])
+        return TokenWeights.modality(answer, vision, ratio, self.config.loss_mode or "mae")
+
+
+def pack_spec(config: SearchConfig) -> QuantSpec:
+    """Return how weights are packed: as searched, with scales that float16 holds."""
+    spec = weight_spec(config)
+    return replace(spec, mode=spec.range_mode | RangeMode.HALF_SCALE)
+
+
+def _passes(
+    groups: Sequence[LinearGroup], widths: Sequence[int], tokens: int
+) -> list[list[LinearGroup]]:
+    """Split groups so that one pass over the data does not record too much."""
+    made: list[list[LinearGroup]] = []
+    used = 0
+    for group, width in zip(groups, widths, strict=True):
+        need = 2 * tokens * width
+        if not made or used + need > _VALUES_AT_ONCE:
+            made.append([])
+            used = 0
+        made[-1].append(group)
+        used += need
+    return made
+
+
+def _errors(
+    x: Tensor, weights: Mapping[str, Tensor], scales: Tensor | None, config: SearchConfig
+) -> dict[str, float]:
+    """Return |quantised - float| / |float| of each layer's output, on some evenly spaced tokens."""
+    x = x[:: max(len(x) // _ERROR_TOKENS, 1)]
+    seen = x if scales is None else x / scales
+    if config.act_bits is not None:
+        seen = fake_quantize_tokens(seen, config.act_bits)
+    found = {}
+    for name, w in weights.items():
+        scaled = w if scales is None else w * scales
+        out = seen @ fake_quantize_weight(scaled, weight_spec(config), name=name).T
+        want = x @ w.T
+        found[name] = float((out - want).norm() / want.norm().clamp(min=1e-30))
+    return found
+
+
+def _search_group(
+    task: Task,
+    index: int,
+    group: LinearGroup,
+    modules: Mapping[str, nn.Module],
+    seen: Recording,
+    streams: Sequence[BatchStream],
+) -> GroupFound:
+    x = seen.x(group.linears[0], streams)
+    weights = {n: modules[n].get_parameter("weight").detach() for n in group.linears}
+    real = torch.cat([s.real[s.keep] for s in streams])
+    calib = GroupCalib(
+        group,
+        x,
+        list(weights.values()),
+        task.tokens(index, group, streams),
+        block=runner(group, modules[group.inspect], seen, streams),
+        act_max=None if bool(real.all()) else x[real].abs().amax(0),
+    )
+    result = SEARCHES[task.method](calib, task.config)
+    return GroupFound(result, _errors(x[real], weights, result.scales, task.config))
+
+
+@torch.no_grad()
+def search_block(
+    task: Task, index: int, name: str, block: nn.Module, streams: Sequence[BatchStream]
+) -> tuple[BlockFound, list[Tensor]]:
+    """Search all groups of a block from its float inputs; the block is left as it was.
+
+    Args:
+        task: what to do.
+        index: number of the block.
+        name: its name in the model.
+        block: the block, in float32.
+        streams: all batches, at this block.
+
+    Returns:
+        (what was found, output [B, T, C] of the block per batch).
+    """
+    modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
+    groups = task.adapter.groups(name, block)
+    linears = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+    rest = set(linears).difference(*(g.linears for g in groups))
+    tokens = sum(int(s.keep.sum()) for s in streams)
+    widths = [modules[g.linears[0]].get_parameter("weight").shape[1] for g in groups]
+    found: BlockFound = {}
+    outputs: list[Tensor] = []
+    for part in _passes(groups, widths, tokens):
+        wanted = {g.linears[0] for g in part} | rest
+        calls = {g.inspect for g in part if g.inspect not in g.linears}
+        seen, outputs = record(
+            block,
+            index,
+            streams,
+            {n: modules[n] for n in linears if n in wanted},
+            {n: modules[n] for n in modules if n in calls},
+        )
+        for group in part:
+            found[group.name] = _search_group(task, index, group, modules, seen, streams)
+            task.tick()
+        errors: dict[str, float] = {}
+        for n in [n for n in linears if n in rest]:
+            weight = {n: modules[n].get_parameter("weight").detach()}
+            errors |= _errors(seen.x(n, streams), weight, None, task.config)
+        if errors:
+            found[_OTHERS] = GroupFound(GroupResult(None, [], None), errors)
+        rest = set()
+    return found, outputs
+
+
+@torch.no_grad()
+def advance_(
+    index: int, block: nn.Module, streams: Sequence[BatchStream], outputs: Sequence[Tensor] = ()
+) -> None:
+    """Move the batches behind a block, which is still float; run it unless `outputs` are known."""
+    made = outputs or record(block, index, streams, {}, {})[1]
+    for stream, out in zip(streams, made, strict=True):
+        stream.hidden = out
+
+
+def apply_found_(adapter: Adapter, name: str, block: nn.Module, found: BlockFound) -> None:
+    """Fuse the scales of a block into it."""
+    modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
+    for group in adapter.groups(name, block):
+        if group.name in found:
+            apply_scales_(modules, group, found[group.name].result.scales)

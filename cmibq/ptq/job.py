@@ -1,0 +1,173 @@
+"""Everything about a run that can be checked before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmibq.data import CALIBRATIONS, CalibSample
+from cmibq.errors import CmibqError, ConfigError, DataError, PackageError
+from cmibq.fileio import read_json, sha256_file
+from cmibq.io import is_package, load_scales
+from cmibq.io import load as load_package
+from cmibq.models import Adapter, check_groups, read_family, target_widths
+from cmibq.ptq.journal import Journal
+from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args
+from cmibq.search import SEARCHES
+
+__all__ = ["NOTE", "Job", "check", "prepare"]
+
+NOTE = "cmibq.json"
+"""File in the folder of a rounded float model that says what made it."""
+_SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run.
+
+    Args:
+        recipe: what to do.
+        fingerprint: equal for runs that must give the same.
+        model_path: folder of the float model.
+        adapter: its family.
+        samples: calibration samples, empty if none are needed.
+        journal: where found scales are kept meanwhile.
+        output: folder to write, or None.
+        scales: file of scales to write or read, or None.
+    """
+
+    recipe: QuantRecipe
+    fingerprint: str
+    model_path: Path
+    adapter: Adapter
+    samples: Sequence[CalibSample] = field(repr=False)
+    journal: Journal
+    output: Path | None
+    scales: Path | None
+
+    @property
+    def scales_are_made(self) -> bool:
+        """Whether the file of scales is an output of this run and complete."""
+        if self.scales is None or not self.recipe.run_process or not self.scales.exists():
+            return False
+        try:
+            load_scales(self.scales, fingerprint=self.fingerprint)
+        except CmibqError:
+            return False
+        return True
+
+    @property
+    def output_is_made(self) -> bool:
+        """Whether the folder is there, whole, and made by an equal run."""
+        if self.output is None or not self.output.is_dir():
+            return False
+        try:
+            if is_package(self.output):
+                made_by = load_package(self.output).manifest.metadata.get("fingerprint")
+            else:
+                made_by = read_json(self.output / NOTE)["fingerprint"]
+        except (PackageError, DataError, KeyError, TypeError):
+            return False
+        return bool(made_by == self.fingerprint)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        writes_scales = self.scales is not None and self.recipe.run_process
+        return (self.output is None or self.output_is_made) and (
+            not writes_scales or self.scales_are_made
+        )
+
+
+def _check_scale_path(recipe: QuantRecipe) -> None:
+    if recipe.method == "rtn":
+        if recipe.scale_path:
+            raise ConfigError("scale_path is set with method 'rtn', which has none; leave it out")
+        return
+    if not recipe.run_process and not recipe.scale_path:
+        raise ConfigError(
+            f"method {recipe.method!r} needs scales: set run_process to search them (needs"
+            " data_path), or scale_path to a file of scales"
+        )
+    if recipe.scale_path and Path(recipe.scale_path).suffix not in _SUFFIXES:
+        raise ConfigError(
+            f"scale_path is {recipe.scale_path!r}; it must end in one of {', '.join(_SUFFIXES)}"
+        )
+
+
+def _check_given_scales(recipe: QuantRecipe, path: Path) -> None:
+    """Refuse scales that were made for other bits; files of other programs do not say."""
+    made = load_scales(path).provenance
+    for name in ("method", "w_bit", "w_group", "a_bit"):
+        if name in made and made[name] != getattr(recipe, name):
+            raise ConfigError(
+                f"{path} was made with {name} {made[name]!r}, this run has"
+                f" {getattr(recipe, name)!r}; make both equal, or set run_process to search anew"
+            )
+
+
+def _check_outputs(job: Job) -> None:
+    """Refuse to touch results of other runs, unless told to."""
+    if job.output is None and job.scales is None:
+        raise ConfigError("output_path is empty; name the folder for the quantised model")
+    if job.recipe.overwrite:
+        return
+    if job.scales is not None and job.recipe.run_process and job.scales.exists():
+        load_scales(job.scales, fingerprint=job.fingerprint)
+    if job.output is None or job.output_is_made or not job.output.exists():
+        return
+    if not job.output.is_dir() or any(job.output.iterdir()):
+        raise ConfigError(
+            f"output_path {str(job.output)!r} holds something else (another recipe, other inputs or"
+            " a damaged package); choose another folder, or set overwrite to replace it"
+        )
+
+
+def _samples(recipe: QuantRecipe) -> list[CalibSample]:
+    if not recipe.run_process or (recipe.method == "rtn" and not recipe.data_path):
+        return []
+    return CALIBRATIONS[recipe.calib_data].read(recipe)
+
+
+def prepare(recipe: QuantRecipe) -> Job:
+    """Check a run: names, model folder, group size, data, images, outputs.
+
+    Takes a moment; no weight is read except to hash its file.
+
+    Raises:
+        ConfigError: a name is unknown, fields conflict, or the output belongs to another run.
+        ModelError: the model is missing, of an unsupported family, or the group does not divide.
+        DataError: the data file, an item or an image cannot be used.
+    """
+    for registry, name in ((SEARCHES, recipe.method), (CALIBRATIONS, recipe.calib_data)):
+        registry[name]
+    _check_scale_path(recipe)
+    model_path = parse_model_args(recipe.model_args)
+    adapter = read_family(model_path, model=recipe.model)
+    check_groups(target_widths(model_path), recipe.group_size)
+    samples = _samples(recipe)
+    images = dict.fromkeys(p for s in samples for p in s.images)
+    found = fingerprint(recipe, {str(i): sha256_file(p) for i, p in enumerate(images)})
+    output = Path(recipe.output_path).expanduser() if recipe.output_path else None
+    scales = Path(recipe.scale_path).expanduser() if recipe.scale_path else None
+    place = output or scales or Path("cmibq")
+    journal = Journal(place.absolute().parent / f".{place.name}.work", found)
+    job = Job(recipe, found, model_path, adapter, samples, journal, output, scales)
+    if scales is not None and not recipe.run_process:
+        _check_given_scales(recipe, scales)
+    _check_outputs(job)
+    return job
+
+
+def check(recipe: QuantRecipe) -> None:
+    """Check a run without starting it; see `prepare` for what is raised.
+
+    Example:
+        >>> check(QuantRecipe(method="mbx"))
+        Traceback (most recent call last):
+        ...
+        cmibq.errors.ConfigError: unknown search 'mbx'; did you mean 'mbq'?
+    """
+    prepare(recipe)

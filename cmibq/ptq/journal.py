@@ -1,0 +1,98 @@
+"""What a run has found so far, block by block, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cmibq.errors import DataError
+from cmibq.fileio import read_json, write_bytes, write_json
+from cmibq.search import GroupResult
+
+__all__ = ["BlockFound", "GroupFound", "Journal"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupFound:
+    """What was found for one group.
+
+    Args:
+        result: scales, losses, exponent.
+        errors: layer -> relative error of its output on the calibration tokens.
+    """
+
+    result: GroupResult
+    errors: dict[str, float]
+
+
+BlockFound = dict[str, GroupFound]
+"""Group name -> what was found."""
+
+
+class Journal:
+    """Files of one run, in a folder of its own beside the output.
+
+    Args:
+        folder: where the journals of this output lie.
+        fingerprint: of the run; other runs do not see its files.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.own = folder / fingerprint[:32]
+
+    def _block(self, index: int) -> Path:
+        return self.own / f"block-{index:04d}.safetensors"
+
+    def read_block(self, index: int) -> BlockFound | None:
+        """Return what was found for a block, or None."""
+        path = self._block(index)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = json.loads(file.metadata()["found"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return {
+                name: GroupFound(
+                    GroupResult(tensors.get(name), note["losses"], note["ratio"]), note["errors"]
+                )
+                for name, note in notes.items()
+            }
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            _logger.warning("%s cannot be read (%s); the block is searched again", path, error)
+            return None
+
+    def write_block(self, index: int, found: BlockFound) -> None:
+        """Keep what was found for a block."""
+        notes = {
+            n: {"losses": g.result.losses, "ratio": g.result.ratio, "errors": g.errors}
+            for n, g in found.items()
+        }
+        tensors = {n: g.result.scales for n, g in found.items() if g.result.scales is not None}
+        write_bytes(self._block(index), save(tensors, {"found": json.dumps(notes)}))
+
+    def read_ratios(self) -> Tensor | None:
+        """Return the weights of image tokens [blocks, kinds], or None."""
+        try:
+            return torch.tensor(read_json(self.own / "ratios.json"), dtype=torch.float64)
+        except DataError:
+            return None
+
+    def write_ratios(self, ratios: Tensor) -> None:
+        """Keep the weights of image tokens."""
+        write_json(self.own / "ratios.json", ratios.tolist())
+
+    def remove(self) -> None:
+        """Remove all journals of this output; the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,231 @@
+"""From a float model and calibration data to a quantised model on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmibq.data import CALIBRATIONS, Encoded, collate
+from cmibq.fileio import atomic_dir, read_json, write_json
+from cmibq.io import is_package, load_scales, save_scales
+from cmibq.io import load as load_package
+from cmibq.io import save as save_package
+from cmibq.models import LoadedModel, check_weights, load, save_float
+from cmibq.ptq.job import NOTE, Job, prepare
+from cmibq.ptq.journal import BlockFound
+from cmibq.ptq.run import from_entries, process_, to_entries
+from cmibq.ptq.stream import enter
+from cmibq.recipe import QuantRecipe
+from cmibq.search import LinearGroup
+
+__all__ = ["QuantizeResult", "quantize"]
+
+_PROBE_SAMPLES = 2
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What a run made.
+
+    Args:
+        recipe: what was asked for.
+        fingerprint: equal for runs that must give the same.
+        output_path: folder of the quantised model, or None.
+        scale_path: file of scales, or None.
+        skipped: everything was there already.
+        seconds: wall time of this call.
+        layer_errors: layer -> relative error of its output on calibration tokens; empty if nothing
+            was calibrated.
+        groups: per group of layers: block, group, ratio, losses.
+    """
+
+    recipe: QuantRecipe
+    fingerprint: str
+    output_path: Path | None
+    scale_path: Path | None
+    skipped: bool
+    seconds: float
+    layer_errors: dict[str, float] = field(default_factory=dict, repr=False)
+    groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _known(job: Job, loaded: LoadedModel) -> dict[int, BlockFound] | None:
+    """Return scales that need no search: those of a file, or none at all for rtn without data."""
+    recipe, blocks = job.recipe, loaded.adapter.blocks(loaded.model)
+    if job.scales is not None and not recipe.run_process:
+        return from_entries(loaded, load_scales(job.scales).entries)
+    return None if job.samples else {i: {} for i in range(len(blocks))}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _notes(
+    job: Job, loaded: LoadedModel, found: dict[int, BlockFound], samples: Sequence[Encoded]
+) -> dict[str, Any]:
+    """Return what is kept beside the weights: JSON values."""
+    names = [name for name, _ in loaded.adapter.blocks(loaded.model)]
+    rows = [(names[i], n, g) for i, block in sorted(found.items()) for n, g in block.items()]
+    return {
+        "fingerprint": job.fingerprint,
+        "family": loaded.adapter.family,
+        "calibration": {
+            "samples": len(samples),
+            "tokens": sum(map(len, samples)),
+            "image_tokens": sum(int(s.vision.sum()) for s in samples),
+            "answer_tokens": sum(int(s.answer.sum()) for s in samples),
+        },
+        "layer_errors": {n: _finite(e) for _, _, g in rows for n, e in g.errors.items()},
+        "groups": [
+            {
+                "block": block,
+                "group": name,
+                "ratio": g.result.ratio,
+                "losses": [_finite(x) for x in g.result.losses],
+            }
+            for block, name, g in rows
+            if g.result.scales is not None
+        ],
+    }
+
+
+def _probe(loaded: LoadedModel, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Return the inputs of one small forward pass."""
+    model: Any = loaded.model
+    if not samples:
+        ids = torch.arange(_PROBE_TOKENS) % model.get_input_embeddings().num_embeddings
+        ids[ids == loaded.adapter.image_token_id(model)] = 0
+        return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    batch = collate(samples[:_PROBE_SAMPLES], loaded.processor)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.pixel_values is not None:
+        inputs["pixel_values"] = batch.pixel_values[batch.image_index].to(model.dtype)
+    return inputs
+
+
+def _write(
+    job: Job, loaded: LoadedModel, notes: dict[str, Any], samples: Sequence[Encoded]
+) -> None:
+    """Write the quantised model; the folder appears when it is complete."""
+    if job.output is None:
+        return
+    recipe = asdict(job.recipe)
+    overwrite = job.recipe.overwrite or job.output_is_made
+    if job.recipe.pseudo_quant:
+        with atomic_dir(job.output, overwrite=overwrite) as folder:
+            save_float(loaded, folder)
+            write_json(folder / NOTE, {**notes, "recipe": recipe})
+    else:
+        save_package(
+            loaded.model,
+            loaded.path,
+            job.output,
+            recipe=recipe,
+            metadata=notes,
+            probe=_probe(loaded, samples),
+            overwrite=overwrite,
+        )
+
+
+def _write_scales(
+    job: Job, tables: Sequence[Sequence[LinearGroup]], found: dict[int, BlockFound]
+) -> None:
+    if job.scales is None or not job.recipe.run_process or job.scales_are_made:
+        return
+    provenance = {"fingerprint": job.fingerprint, **asdict(job.recipe)}
+    save_scales(job.scales, to_entries(tables, found), provenance=provenance)
+
+
+def _work(job: Job, progress: bool) -> dict[str, Any]:
+    """Do what is left of a run; return its notes."""
+    from tqdm import tqdm
+
+    recipe = job.recipe
+    loaded = load(job.model_path, model=recipe.model)
+    adapter = loaded.adapter
+    check_weights(loaded.model, adapter.targets(loaded.model))
+    samples = CALIBRATIONS[recipe.calib_data].encode(job.samples, loaded.processor, recipe)
+    known = _known(job, loaded)
+    tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
+    total = sum(map(len, tables))
+    reference = recipe.variant == "reference"
+    title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
+    with tqdm(total=total, desc=title, unit="group", disable=not progress) as bar:
+        found = process_(
+            recipe,
+            loaded,
+            lambda gradients: enter(loaded, samples, reference=reference, gradients=gradients),
+            job.journal,
+            known=known,
+            change=job.output is not None,
+            tick=bar.update,
+        )
+        bar.update(total - bar.n)
+    notes = _notes(job, loaded, found, samples)
+    _write_scales(job, tables, found)
+    _write(job, loaded, notes, samples)
+    job.journal.remove()
+    return notes
+
+
+def _earlier_notes(job: Job) -> dict[str, Any]:
+    if job.output is None:
+        return {}
+    if is_package(job.output):
+        return dict(load_package(job.output, verify=False).manifest.metadata)
+    notes: dict[str, Any] = read_json(job.output / NOTE)
+    return notes
+
+
+def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
+    """Quantise the language model of a vision-language model.
+
+    Everything that can be checked is checked first. What is found is kept block by block, so a
+    killed run goes on where it was; a finished run is not repeated. Files appear complete or not
+    at all.
+
+    Args:
+        recipe: what to do.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ConfigError: the recipe cannot be followed, or an output belongs to another recipe.
+        ModelError: the model cannot be quantised; names the layer.
+        DataError: the calibration data cannot be used; names the item.
+        StorageError: an output cannot be written.
+    """
+    start = time.monotonic()
+    with _threads(recipe.threads):
+        job = prepare(recipe)
+        skipped = job.is_finished
+        notes = _earlier_notes(job) if skipped else _work(job, progress)
+    return QuantizeResult(
+        recipe,
+        job.fingerprint,
+        job.output,
+        job.scales,
+        skipped,
+        time.monotonic() - start,
+        dict(notes.get("layer_errors", {})),
+        list(notes.get("groups", [])),
+    )

@@ -1,0 +1,174 @@
+"""Going through a model block by block: scales from a search, journal or file, then rounding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.errors import ModelError
+from cmibq.io import ScaleEntry
+from cmibq.models import LoadedModel
+from cmibq.nn import convert_
+from cmibq.ptq.blocks import Task, advance_, apply_found_, pack_spec, search_block
+from cmibq.ptq.journal import BlockFound, GroupFound, Journal
+from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
+from cmibq.ptq.stream import BatchStream, float32_block
+from cmibq.quant import fake_quantize_weight
+from cmibq.recipe import QuantRecipe
+from cmibq.search import GroupResult, LinearGroup, SearchConfig
+from cmibq.search.loop import weight_spec
+
+__all__ = ["from_entries", "process_", "search_config", "to_entries"]
+
+Source = Callable[[bool], Iterable[BatchStream]]
+"""Yields the calibration batches; told whether gradients will be wanted."""
+
+
+def search_config(recipe: QuantRecipe) -> SearchConfig:
+    """Return the fields of a recipe that a search looks at."""
+    return SearchConfig(
+        bits=recipe.w_bit,
+        group_size=recipe.group_size,
+        symmetric=recipe.symmetric,
+        act_bits=recipe.a_bit if recipe.a_bit < 16 else None,
+        loss_mode=recipe.loss_mode,
+        n_grid=recipe.n_grid,
+        alpha=recipe.alpha,
+        variant=recipe.variant,
+    )
+
+
+def _calibrate(
+    recipe: QuantRecipe, loaded: LoadedModel, source: Source, journal: Journal
+) -> tuple[list[BatchStream], Tensor | None]:
+    """Bring the samples to the first block; measure the gradients if they are asked for."""
+    ratios = journal.read_ratios() if recipe.reweight else None
+    means: Means | None = None
+    if recipe.reweight and ratios is None:
+        adapter = loaded.adapter
+        means = Means.zero(len(adapter.blocks(loaded.model)), len(adapter.gradient_of))
+    streams = []
+    for stream in source(means is not None):
+        if means is not None:
+            add_gradients_(means, loaded, stream)
+            stream.inputs = []
+        streams.append(stream)
+    if means is not None:
+        ratios = used_ratios(means.averages())
+        journal.write_ratios(ratios)
+    return streams, ratios
+
+
+def _place(name: str) -> str:
+    """Return a module name from the number of its block on; how it starts differs by library."""
+    found = re.search(r"layers\.\d+\..+", name)
+    return found.group() if found else name
+
+
+def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int, BlockFound]:
+    """Return the scales of a file per block and group.
+
+    Raises:
+        ModelError: an entry belongs to no group of the model; names it.
+    """
+    places = {}
+    found: dict[int, BlockFound] = {}
+    for index, (name, block) in enumerate(loaded.adapter.blocks(loaded.model)):
+        found[index] = {}
+        for group in loaded.adapter.groups(name, block):
+            key = (_place(group.prev), tuple(map(_place, group.linears)))
+            places[key] = (index, group.name)
+    for prev, linears, scales in entries:
+        key = (_place(prev), tuple(map(_place, linears)))
+        if key not in places:
+            raise ModelError(
+                f"the scales of {prev} -> {', '.join(linears)} belong to no group of this model;"
+                " scale_path was made for another model"
+            )
+        index, group_name = places[key]
+        found[index][group_name] = GroupFound(GroupResult(scales.float(), [], None), {})
+    return found
+
+
+def to_entries(
+    tables: Sequence[Sequence[LinearGroup]], found: dict[int, BlockFound]
+) -> list[ScaleEntry]:
+    """Return what was found as entries of a file of scales, in the order of application.
+
+    Args:
+        tables: the groups of every block.
+        found: what was found per block.
+    """
+    entries = []
+    for index, groups in enumerate(tables):
+        for group in groups:
+            one = found[index].get(group.name)
+            if one is not None and one.result.scales is not None:
+                entries.append(ScaleEntry(group.prev, group.linears, one.result.scales))
+    return entries
+
+
+def _round_(recipe: QuantRecipe, loaded: LoadedModel, name: str, block: nn.Module) -> None:
+    """Quantise the linear layers of a block, whose parameters are float32."""
+    config = search_config(recipe)
+    names = [f"{name}.{n}" for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    if not recipe.pseudo_quant:
+        spec = pack_spec(config)
+        convert_(loaded.model, dict.fromkeys(names, spec), act_bits=recipe.a_bit)
+        return
+    for n in names:
+        weight = loaded.model.get_parameter(f"{n}.weight")
+        with torch.no_grad():
+            weight.copy_(fake_quantize_weight(weight, weight_spec(config), name=n))
+
+
+def process_(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    source: Source,
+    journal: Journal,
+    *,
+    known: dict[int, BlockFound] | None = None,
+    change: bool = True,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[int, BlockFound]:
+    """Find the scales of all blocks, fuse them and quantise the linear layers, in place.
+
+    Args:
+        recipe: what to do.
+        loaded: the float model; changed if `change`.
+        source: calibration batches; not called where all blocks are known.
+        journal: blocks found earlier are taken from it, new ones are added.
+        known: scales per block from elsewhere.
+        change: False leaves the model float and only searches.
+        tick: called after every group that was searched.
+
+    Returns:
+        What was found per block.
+    """
+    blocks = loaded.adapter.blocks(loaded.model)
+    found = dict(known or {})
+    for index in range(len(blocks)):
+        if index not in found and (one := journal.read_block(index)) is not None:
+            found[index] = one
+    last = max((i for i in range(len(blocks)) if i not in found), default=-1)
+    streams: list[BatchStream] = []
+    ratios = None
+    if last >= 0:
+        streams, ratios = _calibrate(recipe, loaded, source, journal)
+    task = Task(loaded.adapter, recipe.method, search_config(recipe), ratios, tick)
+    for index, (name, block) in enumerate(blocks):
+        with float32_block(block):
+            outputs: list[Tensor] = []
+            if index not in found:
+                found[index], outputs = search_block(task, index, name, block, streams)
+                journal.write_block(index, found[index])
+            if index < last:
+                advance_(index, block, streams, outputs)
+            if change:
+                apply_found_(loaded.adapter, name, block, found[index])
+                _round_(recipe, loaded, name, block)
+    return found
