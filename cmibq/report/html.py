@@ -87,10 +87,13 @@ def nats(value: float | None) -> str:
     """Return a log-likelihood with as many digits as mean something.
 
     Example:
-        >>> nats(0.3942), nats(0.00312)
-        ('0.394', '0.003')
+        >>> nats(0.3942), nats(-0.00012)
+        ('0.394', '0.000')
     """
-    return "" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return ""
+    text = f"{value:.3f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def size(value: float | None) -> str:
@@ -119,23 +122,32 @@ def tell(report: Mapping[str, Any]) -> list[str]:
     if base:
         told.append(
             f"The float model answers {percent(base['accuracy'])} % (± {percent(base['stderr'])})"
-            f" of {report['n_questions']:,} held-out questions."
+            f" of {report['n_questions']:,} questions."
         )
     for gap in sorted(report["gaps"], key=lambda g: -g["gap"])[:1]:
         told += _tell_gap(gap, [row for row in rows if row["setting"] == gap["setting"]])
     small = [r for r in rows if r.get("compression") and r["method"] not in ("float", "oracle")]
-    if small:
-        best = max(small, key=lambda r: r["compression"])
-        told.append(
-            f"The smallest package takes {size(best['bytes'])}, {best['compression']:.1f} times "
-            f"less than the float model ({best['bits_per_weight']:.2f} bits per quantised weight, "
-            "scales included)."
-        )
+    if small and base:
+        told.append(_tell_size(max(small, key=lambda r: r["compression"]), base))
     checked = [r["reload_exact"] for r in rows if r.get("reload_exact") is not None]
-    if checked:
-        every = "Every" if all(checked) else f"{sum(checked)} of {len(checked)}"
-        told.append(f"{every} package reloads bit for bit in a fresh process.")
+    if checked and all(checked):
+        told.append("Every package reloads bit for bit in a fresh process.")
+    elif checked:
+        told.append(
+            f"{checked.count(False)} of {len(checked)} packages did not reload bit for bit: "
+            "their logits differ from those of the model that was saved."
+        )
     return told
+
+
+def _tell_size(row: Row, base: Row) -> str:
+    told = f"The smallest package takes {size(row['bytes'])} instead of {size(base['bytes'])}"
+    if row.get("bits_per_weight") and base.get("bits_per_weight"):
+        told += (
+            f"; its quantised layers take {row['bits_per_weight']:.2f} bits per weight, scales "
+            f"included, instead of {base['bits_per_weight']:g}"
+        )
+    return f"{told}."
 
 
 def _tell_gap(gap: Row, rows: Sequence[Row]) -> list[str]:

@@ -198,9 +198,10 @@ def _unit(largest: float) -> tuple[str, float]:
 def _name_sizes(ax: Axes, rows: Rows, factor: float) -> None:
     """Write at the bottom which settings lie above each size."""
     groups: list[tuple[float, list[str]]] = []
+    left, right = ax.get_xlim()
     for row in sorted((r for r in rows if r["method"] != "float"), key=lambda r: r["bytes"]):
         size = row["bytes"] / factor
-        if not groups or size > 1.04 * groups[-1][0]:
+        if not groups or size - groups[-1][0] > 0.09 * (right - left):
             groups.append((size, []))
         if row["setting"] not in groups[-1][1]:
             groups[-1][1].append(row["setting"])
