@@ -6,13 +6,16 @@ import contextlib
 import ctypes
 import gc
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PeakMemory", "disk_bytes", "peak_memory", "tokens_per_second", "weight_bytes"]
+from cmibq.errors import ConfigError
+
+__all__ = ["PeakMemory", "disk_bytes", "median_rate", "peak_memory", "weight_bytes"]
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _NOT_WEIGHTS = ("probe.safetensors", "buffers.safetensors")
@@ -82,17 +85,21 @@ def peak_memory() -> Iterator[PeakMemory]:
         peak.bytes = _read_peak(was_reset)
 
 
-def tokens_per_second(generate: Callable[[], int], *, repeats: int = 3) -> float:
-    """Return the rate of the quickest of several runs.
+def median_rate(runs: Sequence[Callable[[], int]]) -> float:
+    """Return how many things per second the median run makes; the first is also run uncounted.
 
     Args:
-        generate: generates and returns how many tokens it made.
-        repeats: how often it is run, after one run that is not counted.
+        runs: each does its work and returns how many things it made.
+
+    Raises:
+        ConfigError: there are no runs.
     """
-    generate()
-    best = 0.0
-    for _ in range(repeats):
+    if not runs:
+        raise ConfigError("runs is empty; pass at least one")
+    runs[0]()
+    rates = []
+    for run in runs:
         start = time.perf_counter()
-        count = generate()
-        best = max(best, count / (time.perf_counter() - start))
-    return best
+        count = run()
+        rates.append(count / (time.perf_counter() - start))
+    return statistics.median(rates)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cmibq.errors import ConfigError
 from cmibq.eval import footprint
 
 
@@ -43,9 +44,9 @@ def test_peak_memory_without_a_resettable_counter(monkeypatch: pytest.MonkeyPatc
     assert peak.bytes > 1_000_000
 
 
-def test_tokens_per_second_takes_the_best_run_and_does_not_count_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_median_rate_does_not_count_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0])
     monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
-    assert footprint.tokens_per_second(lambda: 20) == 20.0
+    assert footprint.median_rate([lambda: 20] * 3) == 10.0
+    with pytest.raises(ConfigError, match="runs is empty"):
+        footprint.median_rate([])

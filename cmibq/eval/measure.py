@@ -1,0 +1,239 @@
+"""One measurement: open, ask, time, compare, write."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmibq import __version__
+from cmibq.errors import ConfigError, DataError
+from cmibq.eval.compare import Comparison
+from cmibq.eval.footprint import disk_bytes, peak_memory, weight_bytes
+from cmibq.eval.loading import open_model
+from cmibq.eval.pseudo import pseudo_quantize_
+from cmibq.eval.questions import data_hash, images_hash, load_items, load_questions
+from cmibq.eval.samples import Sample, read_samples, write_samples
+from cmibq.eval.score import score
+from cmibq.eval.speed import generation_rate
+from cmibq.fileio import read_json, sha256_bytes, sha256_file, write_json
+from cmibq.io import Package, check_probe, is_package
+from cmibq.io.environment import environment
+from cmibq.io.manifest import MANIFEST, LayerSpec
+from cmibq.models import LoadedModel
+from cmibq.recipe import EvalConfig, parse_model_args
+
+__all__ = ["RESULT", "SAMPLES", "evaluate"]
+
+RESULT = "result.json"
+SAMPLES = "samples.jsonl"
+_NO_EFFECT = ("name", "model_args", "data_path", "image_folder", "output_path", "baseline")
+
+logger = logging.getLogger(__name__)
+Json = dict[str, Any]
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
+    """Hash what decides the result: options, model, questions, images, baseline, version."""
+    facts: Json = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _NO_EFFECT}
+    files = [folder / MANIFEST] if is_package(folder) else sorted(folder.iterdir())
+    facts["model"] = {p.name: sha256_file(p) for p in files if p.is_file()}
+    facts["data"] = data_hash(cfg.data_path)
+    facts["images"] = images_hash(load_items(cfg.data_path, cfg.image_folder, cfg.limit))
+    if cfg.scale_path:
+        facts["scale_path"] = sha256_file(Path(cfg.scale_path).expanduser())
+    if cfg.baseline:
+        facts["baseline"] = _baseline(cfg)[1]
+    return sha256_bytes(json.dumps(facts | {"cmibq": __version__}, sort_keys=True).encode())
+
+
+def _baseline(cfg: EvalConfig) -> tuple[Path, str]:
+    folder = Path(cfg.baseline).expanduser()
+    if not (folder / RESULT).is_file():
+        raise ConfigError(
+            f"baseline is {cfg.baseline!r}, which has no {RESULT}; measure the float model first, "
+            "with that output_path"
+        )
+    return folder, str(read_json(folder / RESULT).get("fingerprint"))
+
+
+def _finished(cfg: EvalConfig, fingerprint: str) -> Json | None:
+    """Return the result of an earlier run of the same measurement."""
+    path = Path(cfg.output_path).expanduser() / RESULT
+    if not cfg.output_path or not path.is_file():
+        return None
+    try:
+        result: Json = read_json(path)
+    except DataError:
+        result = {}
+    if result.get("fingerprint") != fingerprint or not path.with_name(SAMPLES).is_file():
+        logger.info("%s belongs to another measurement and is replaced", path)
+        return None
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _answers(samples: Sequence[Sample], cfg: EvalConfig) -> Json:
+    """Return accuracy, likelihood and, against a baseline, flips and excess loss."""
+    runs: dict[str, Sequence[Sample]] = {"run": samples}
+    if cfg.baseline:
+        runs["float"] = read_samples(_baseline(cfg)[0] / SAMPLES)
+    both = Comparison(runs, baseline="float" if cfg.baseline else None)
+    accuracy, logprob = both.mean("run"), both.mean("run", "logprob")
+    found: Json = {
+        "accuracy": accuracy.value,
+        "stderr": accuracy.stderr,
+        "n_questions": len(samples),
+        "logprob": logprob.value,
+        "logprob_stderr": logprob.stderr,
+        "by_kind": {
+            kind: {"accuracy": sum(s.correct for s in some) / len(some), "n_questions": len(some)}
+            for kind in sorted({s.kind for s in samples})
+            if (some := [s for s in samples if s.kind == kind])
+        },
+    }
+    if cfg.baseline:
+        flips, excess, gain = (
+            both.flips("run"),
+            both.excess_loss("run"),
+            both.difference("run", "float"),
+        )
+        found |= {
+            "flips": flips.value,
+            "flips_stderr": flips.stderr,
+            "excess_loss": excess.value,
+            "excess_loss_stderr": excess.stderr,
+            "gain": gain.value,
+            "gain_stderr": gain.stderr,
+        }
+    return found
+
+
+def _of_package(package: Package) -> Json:
+    manifest = package.manifest
+    recipe, errors = manifest.recipe, manifest.metadata.get("layer_errors", {})
+    source = str(recipe.get("model_args", ""))
+    return {
+        "method": recipe.get("method", "packed"),
+        **{key: recipe.get(key) for key in ("w_bit", "w_group", "a_bit")},
+        "source": str(parse_model_args(source)) if source else None,
+        "bits_per_weight": _finite(manifest.bits_per_weight),
+        "bytes_packed": manifest.packed_bytes,
+        "layers": {
+            name: {**spec, "error": errors.get(name)}
+            for name, spec in manifest.to_json()["layers"].items()
+        },
+    }
+
+
+def _of_folder(loaded: LoadedModel, cfg: EvalConfig, stored: Mapping[str, LayerSpec]) -> Json:
+    names = loaded.adapter.targets(loaded.model)
+    weights = [loaded.model.get_parameter(f"{name}.weight") for name in names]
+    count, size = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
+    if stored:
+        size = sum(spec.nbytes for spec in stored.values())
+    return {
+        "method": cfg.method or ("rtn" if stored else "float"),
+        "w_bit": cfg.w_bit,
+        "w_group": cfg.w_group,
+        "a_bit": cfg.a_bit,
+        "source": str(loaded.path),
+        "bits_per_weight": 8 * size / max(count, 1),
+        "bytes_packed": size,
+        "layers": {},
+    }
+
+
+def _measure(cfg: EvalConfig, folder: Path, progress: bool) -> tuple[Json, list[Sample]]:
+    seconds, start = {}, time.perf_counter()
+    with peak_memory() as peak:
+        loaded, package = open_model(folder, model=cfg.model)
+        if cfg.pseudo_quant and package is not None:
+            raise ConfigError(f"pseudo_quant is set, but {folder} is a package; leave it out")
+        stored = pseudo_quantize_(loaded, cfg) if cfg.pseudo_quant else {}
+        about = _of_package(package) if package else _of_folder(loaded, cfg, stored)
+        check = check_probe(loaded.model, package) if package else None
+        seconds["open"] = time.perf_counter() - start
+        questions = load_questions(folder, cfg.data_path, cfg.image_folder, cfg.limit)
+        start = time.perf_counter()
+        samples = score(loaded, questions, batch_size=cfg.batch_size, progress=progress)
+        seconds["score"] = time.perf_counter() - start
+        rate = generation_rate(
+            loaded, questions, prompts=cfg.speed_prompts, tokens=cfg.speed_tokens
+        )
+    if package is not None and cfg.method:
+        about["method"] = cfg.method
+    return {
+        **about,
+        "bytes": None if stored else weight_bytes(folder),
+        "bytes_on_disk": disk_bytes(folder),
+        "tokens_per_s": rate,
+        "peak_rss": peak.bytes,
+        "peak_rss_since_start": peak.since_start,
+        "reload_exact": check.exact if check else None,
+        "reload_difference": _finite(check.max_difference) if check else None,
+        "seconds": seconds,
+    }, samples
+
+
+def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
+    """Measure a float model folder or a package on questions with known answers.
+
+    Writes ``result.json`` and ``samples.jsonl`` to ``cfg.output_path``, the result last. If a
+    result of the same measurement is there already, it is returned and nothing is done.
+
+    Args:
+        cfg: what to measure.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The content of ``result.json`` with ``skipped``: whether it was there already.
+
+    Raises:
+        ConfigError: options conflict, or the baseline has not been measured.
+        DataError: a question or image cannot be used; names file and line or item.
+        ModelError: the model cannot be loaded.
+        PackageError: the package is truncated, altered or newer than this library.
+        StorageError: disk full or not permitted.
+    """
+    folder = parse_model_args(cfg.model_args)
+    with _threads(cfg.threads):
+        fingerprint = _fingerprint(cfg, folder) if folder.is_dir() else ""
+        if done := _finished(cfg, fingerprint):
+            return done | {"skipped": True}
+        measured, samples = _measure(cfg, folder, progress)
+        result: Json = {
+            "name": cfg.name,
+            **measured,
+            **_answers(samples, cfg),
+            "config": dataclasses.asdict(cfg),
+            "environment": environment(),
+            "fingerprint": fingerprint,
+        }
+    if cfg.output_path:
+        out = Path(cfg.output_path).expanduser()
+        (out / RESULT).unlink(missing_ok=True)
+        write_samples(out / SAMPLES, samples)
+        write_json(out / RESULT, result)
+    return result | {"skipped": False}
