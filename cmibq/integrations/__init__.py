@@ -1,0 +1,1 @@
+"""Glue for other libraries; each module is imported by its users only."""

@@ -1,0 +1,136 @@
+"""Open packages with ``transformers``: importing this module registers the quantiser.
+
+    import cmibq.integrations.transformers
+    model = AutoModelForImageTextToText.from_pretrained("out/mbq-w4")
+
+Without the import ``from_pretrained`` finds no weights and raises ``OSError``: a package never
+loads as an unquantised model with random layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cmibq.errors import ConfigError, ModelError, PackageError
+from cmibq.io import is_package, load
+from cmibq.io.manifest import VERSION, LayerSpec
+from cmibq.io.package import WEIGHTS
+from cmibq.io.restore import swap_
+from cmibq.nn import PackedLinear
+
+__all__ = ["register"]
+
+METHOD = "cmibq"
+
+
+def _layers(values: dict[str, Any]) -> dict[str, LayerSpec]:
+    """Read the layers of a ``quantization_config``, with the checks of the manifest."""
+    version, layers = values.get("format"), values.get("layers")
+    if type(version) is not int or not isinstance(layers, dict):
+        raise PackageError("quantization_config lacks format or layers; make the package again")
+    if version > VERSION:
+        raise PackageError(
+            f"the package has format {version}, newer than {VERSION}, which this cmibq reads; "
+            "update it"
+        )
+    try:
+        return {
+            n: LayerSpec(**(spec | {"shape": tuple(spec["shape"])})) for n, spec in layers.items()
+        }
+    except (TypeError, KeyError) as error:
+        raise PackageError(f"quantization_config: a layer is damaged ({error})") from error
+
+
+def _replace_layers(model: nn.Module, layers: dict[str, LayerSpec], where: Path) -> None:
+    """Swap layers by name; a base model (``AutoModel``) lacks the prefix of the names."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    modules = dict(model.named_modules())
+    for name, spec in layers.items():
+        local = name if name in modules else name.removeprefix(prefix)
+        swap_(model, local, spec, where)
+
+
+def _after_loading(model: nn.Module) -> None:
+    """Refuse a model whose scales are not those of a package."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLinear):
+            scales = layer.get_buffer("scales")
+            if scales.is_meta or not bool((scales > 0).all() & scales.isfinite().all()):
+                raise PackageError(f"layer {name} lacks scales that are finite and > 0")
+    model.requires_grad_(False)
+
+
+@functools.cache
+def _config_class() -> type[Any]:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    class CmibqConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is untyped
+        """``quantization_config`` of a package."""
+
+        def __init__(self, **values: Any) -> None:
+            self.quant_method = METHOD
+            self.values = json.loads(json.dumps(values | {"quant_method": METHOD}))
+
+        def to_dict(self) -> dict[str, Any]:
+            return dict(self.values)
+
+    return CmibqConfig
+
+
+@functools.cache
+def _quantizer_class() -> type[Any]:
+    from transformers.quantizers import HfQuantizer
+
+    class CmibqQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
+        """Opens packages; quantising while loading is what ``cmibq quantize`` is for."""
+
+        requires_calibration = True
+        is_trainable = False
+
+        def update_attn_implementation(self, config: Any) -> Any:
+            config.transformers_weights = WEIGHTS  # called before weight files are looked for
+            return config
+
+        def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+            files = kwargs.get("checkpoint_files") or [WEIGHTS]
+            where = Path(files[0]).parent
+            if is_package(where):
+                load(where)
+            _replace_layers(model, _layers(self.quantization_config.to_dict()), where)
+            return model
+
+        def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+            _after_loading(model)
+            return model
+
+        def is_serializable(self, **kwargs: Any) -> bool:
+            raise ModelError(
+                "save_pretrained would write weights that load as random layers where cmibq is "
+                "missing; save with cmibq.io.save"
+            )
+
+    return CmibqQuantizer
+
+
+@functools.cache
+def register() -> None:
+    """Register the quantiser with transformers; importing this module does it.
+
+    Raises:
+        ConfigError: another library has registered the name.
+    """
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+
+    try:
+        register_quantization_config(METHOD)(_config_class())
+        register_quantizer(METHOD)(_quantizer_class())
+    except ValueError as error:
+        raise ConfigError(f"transformers has another quantiser {METHOD!r}: {error}") from error
+
+
+register()
