@@ -15,7 +15,8 @@ LIBRARY = torch.library.Library("cmibq", "FRAGMENT")
 
 def view(t: torch.Tensor) -> NDArray[Any]:
     """Return a NumPy view of a CPU tensor; no copy (bfloat16 crosses as uint16)."""
-    t = t.detach()
+    if t.requires_grad:
+        t = t.detach()
     if t.dtype == torch.bfloat16:
         t = t.view(torch.uint16)
     return np.asarray(t.numpy())
