@@ -18,7 +18,7 @@ __all__ = ["IGNORE", "Batch", "batches", "collate", "load_images", "plan"]
 IGNORE = -100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Samples padded at the right to one length.
 

@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 _Messages = tuple[Message, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """One sample as tokens.
 

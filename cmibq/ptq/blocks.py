@@ -21,8 +21,8 @@ from cmibq.search import (
     SearchConfig,
     TokenWeights,
     apply_scales_,
+    weight_spec,
 )
-from cmibq.search.loop import weight_spec
 
 __all__ = ["Task", "advance_", "apply_found_", "pack_spec", "search_block"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +48,9 @@ class Job:
     output: Path | None
     scales: Path | None
 
-    @property
+    @functools.cached_property
     def scales_are_made(self) -> bool:
-        """Whether the file of scales is an output of this run and complete."""
+        """Whether the file of scales was there, whole, and made by an equal run."""
         if self.scales is None or not self.recipe.run_process or not self.scales.exists():
             return False
         try:
@@ -58,9 +59,9 @@ class Job:
             return False
         return True
 
-    @property
+    @functools.cached_property
     def output_is_made(self) -> bool:
-        """Whether the folder is there, whole, and made by an equal run."""
+        """Whether the folder was there, whole, and made by an equal run."""
         if self.output is None or not self.output.is_dir():
             return False
         try:
@@ -74,7 +75,7 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether there was nothing left to do when the run was checked."""
         writes_scales = self.scales is not None and self.recipe.run_process
         return (self.output is None or self.output_is_made) and (
             not writes_scales or self.scales_are_made

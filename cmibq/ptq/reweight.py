@@ -76,7 +76,8 @@ def used_ratios(means: Tensor) -> Tensor:
                 [0.1000],
                 [0.1000]], dtype=torch.float64)
     """
-    ratio = means[..., 0] / means[..., 1].clamp(min=torch.finfo(torch.float64).tiny)
+    vision, answer = means.unbind(-1)
+    ratio = torch.where(answer > 0, vision / answer, 0.0)  # nothing to compare with: the floor
     floor = [statistics.median(kind.tolist()) for kind in ratio.T]
     return torch.maximum(ratio, torch.tensor(floor, dtype=torch.float64))
 
@@ -108,6 +109,14 @@ def _watched(
 
 
 @contextlib.contextmanager
+def _in_float32(modules: Iterable[nn.Module]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(float32_block(module))
+        yield
+
+
+@contextlib.contextmanager
 def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Switch gradients of parameters off, and back as they were."""
     were = [(p, p.requires_grad) for p in parameters]
@@ -120,13 +129,18 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def _loss(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum over samples of the mean cross-entropy of answer tokens; logits there only."""
+def _tail(loaded: LoadedModel) -> tuple[nn.Module, nn.Module]:
+    """Return what follows the last block: norm and output layer."""
     adapter, model = loaded.adapter, loaded.model
-    norm, head = adapter.decoder(model).get_submodule(adapter.norm), adapter.lm_head(model)
+    return adapter.decoder(model).get_submodule(adapter.norm), adapter.lm_head(model)
+
+
+def _loss(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Sum over samples of the mean cross-entropy of answer tokens; logits there only, float32."""
+    norm, head = _tail(loaded)
     told = labels[:, 1:] != -100
-    rows = hidden[:, :-1][told].to(head.get_parameter("weight").dtype)
-    each = cross_entropy(head(norm(rows)).float(), labels[:, 1:][told], reduction="none")
+    rows = norm(hidden[:, :-1][told])
+    each = cross_entropy(head(rows), labels[:, 1:][told], reduction="none")
     share = told / told.sum(1, keepdim=True).clamp(min=1)
     return (each * share[told]).sum()
 
@@ -154,7 +168,8 @@ def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> No
             with float32_block(blocks[i]), _watched(blocks[i], endings, note):
                 out = first(blocks[i](x, **stream.calls[i]))
                 if behind is None:
-                    _loss(loaded, out, stream.labels).backward()
+                    with _in_float32(_tail(loaded)):
+                        _loss(loaded, out, stream.labels).backward()
                 else:
                     out.backward(behind)
             behind = x.grad

@@ -18,8 +18,7 @@ from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.stream import BatchStream, float32_block
 from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
-from cmibq.search import GroupResult, LinearGroup, SearchConfig
-from cmibq.search.loop import weight_spec
+from cmibq.search import GroupResult, LinearGroup, SearchConfig, weight_spec
 
 __all__ = ["from_entries", "process_", "search_config", "to_entries"]
 

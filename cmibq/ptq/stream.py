@@ -22,7 +22,7 @@ _VALUES_PER_BATCH = 1 << 21
 _LEAST_TOKENS = 512
 
 
-@dataclass
+@dataclass(eq=False)
 class BatchStream:
     """One batch inside the decoder.
 
@@ -50,7 +50,7 @@ class BatchStream:
     labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """Vision features of every image, computed once.
 

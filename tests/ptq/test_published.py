@@ -162,3 +162,8 @@ def test_floor_of_hand_made_means(layers: int) -> None:
     want = np.stack([REWEIGHT[f"l{layers}/used/{k}"] for k in kinds], 1)
     got = used_ratios(torch.from_numpy(means).double())
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-5)
+
+
+def test_blocks_without_answer_gradient_take_the_floor() -> None:
+    means = torch.tensor([[[0.3, 1.0]], [[0.2, 0.0]], [[0.5, 1.0]]], dtype=torch.float64)
+    assert used_ratios(means).flatten().tolist() == [0.3, 0.3, 0.5]

@@ -124,6 +124,19 @@ def test_equal_runs_give_equal_files(tmp_path: Path, llava_dir: Path, items_path
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_recording_group_by_group_changes_nothing(
+    tmp_path: Path, llava_gqa_dir: Path, items_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for n in "ab":
+        asked = recipe(llava_gqa_dir, items_path, tmp_path / n, method="awq")
+        made.append(quantize(asked, progress=False))
+        monkeypatch.setattr("cmibq.ptq.blocks._VALUES_AT_ONCE", 1)
+    assert made[0].layer_errors == made[1].layer_errors
+    one, other = ((tmp_path / n / "cmibq.safetensors").read_bytes() for n in "ab")
+    assert one == other
+
+
 def test_scales_are_written_and_applied_later(
     tmp_path: Path, llava_dir: Path, items_path: Path
 ) -> None:
