@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 import cmibq
@@ -18,9 +16,10 @@ from cmibq.errors import ModelError, PackageError
 from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, VERSION, FileInfo, LayerSpec, Manifest, read_manifest
+from cmibq.io.probe import ProbeCheck, align_, answer, compare
 from cmibq.io.restore import assign_, check_scales, swap_
 from cmibq.io.tensors import read_tensors, write_tensors
-from cmibq.nn import PackedLinear
+from cmibq.nn import PackedLinear, iter_packed
 
 __all__ = ["WEIGHTS", "Package", "ProbeCheck", "check_probe", "is_package", "load", "save"]
 
@@ -28,7 +27,6 @@ WEIGHTS: Final = "cmibq.safetensors"
 BUFFERS: Final = "buffers.safetensors"
 PROBE: Final = "probe.safetensors"
 _CONFIG: Final = "config.json"
-_LOGITS: Final = "logits"
 # What a model folder may have beside its weights and config.json. Code (*.py) is never copied.
 COMPANIONS: Final = (
     *("*tokenizer*.json", "*tokenizer*.model", "*.spm", "spiece.model", "sentencepiece*.model"),
@@ -36,19 +34,6 @@ COMPANIONS: Final = (
     *("*processor_config.json", "chat_template*", "additional_chat_templates/*.jinja"),
     *("generation_config.json", "LICENSE*"),
 )
-
-
-@dataclass(frozen=True)
-class ProbeCheck:
-    """Whether a model computes what the saved one did.
-
-    Args:
-        exact: every logit is equal bit for bit.
-        max_difference: largest absolute difference.
-    """
-
-    exact: bool
-    max_difference: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,8 @@ def save(
     """Write a model with packed layers as a package; the folder appears when it is complete.
 
     Args:
-        model: with `PackedLinear` layers; its ``config`` (if any) replaces that of `source`.
+        model: with `PackedLinear` layers; its ``config`` (if any) replaces that of `source`. Its
+            tensors may be moved in memory; their values stay.
         source: folder of the model it was made from: tokenizer and processor files are copied.
         out: folder to make.
         recipe: how it was made, JSON values.
@@ -123,22 +109,16 @@ def save(
         ModelError: `model` has no packed layer.
         StorageError: disk full, not permitted, or `out` exists and `overwrite` is not set.
     """
-    layers = {
-        name: _describe(module)
-        for name, module in model.named_modules()
-        if isinstance(module, PackedLinear)
-    }
+    layers = {name: _describe(layer) for name, layer in iter_packed(model)}
     if not layers:
         raise ModelError("the model has no packed layer; run convert_ before it is saved")
+    align_(model)
     weights, tied = _without_copies(model.state_dict())
-    kept = {name for name, _ in itertools.chain(weights.items(), tied.items())}
-    buffers = {name: t for name, t in model.named_buffers() if name not in kept}
-    answers = {} if probe is None else {**probe, _LOGITS: _logits(model, probe)}
+    buffers = {n: t for n, t in model.named_buffers() if n not in weights and n not in tied}
+    parts = {WEIGHTS: weights, BUFFERS: buffers}
+    parts[PROBE] = {} if probe is None else answer(model, probe)
     with atomic_dir(out, overwrite=overwrite) as folder:
-        files = {
-            name: _write(folder / name, tensors)
-            for name, tensors in ((WEIGHTS, weights), (BUFFERS, buffers), (PROBE, answers))
-        }
+        files = {name: _write(folder / name, tensors) for name, tensors in parts.items()}
         write_json(folder / _CONFIG, _config(model, Path(source), layers))
         for name in (_CONFIG, *_copy_companions(Path(source), folder)):
             files[name] = FileInfo(sha256_file(folder / name), (folder / name).stat().st_size)
@@ -189,21 +169,8 @@ def check_probe(model: nn.Module, package: Package) -> ProbeCheck | None:
     Returns:
         The comparison, or None if the package was saved without a probe.
     """
-    tensors, _ = read_tensors(package.path / PROBE)
-    if _LOGITS not in tensors:
-        return None
-    saved = tensors.pop(_LOGITS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(int(package.manifest.environment.get("threads", threads)))
-    try:
-        found = _logits(model, tensors)
-    finally:
-        torch.set_num_threads(threads)
-    if found.shape != saved.shape or found.dtype != saved.dtype:
-        return ProbeCheck(False, float("inf"))
-    same = torch.equal(found.view(torch.uint8), saved.view(torch.uint8))
-    difference = (found.double() - saved.double()).abs().max() if found.numel() else 0.0
-    return ProbeCheck(same, float(difference))
+    threads = package.manifest.environment.get("threads")
+    return compare(model, package.path / PROBE, threads if isinstance(threads, int) else None)
 
 
 def _describe(module: PackedLinear) -> LayerSpec:
@@ -229,13 +196,6 @@ def _without_copies(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
         else:
             tied[name] = first
     return own, tied
-
-
-def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    with torch.inference_mode():
-        answer = model(**inputs)
-    logits = answer if isinstance(answer, Tensor) else answer.logits
-    return logits.detach().cpu().contiguous().clone()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from cmibq.nn import PackedLinear
 from cmibq.recipe import EvalConfig
 from cmibq.search import apply_scales_
 from tests.eval.packages import write_package
+from tests.fixtures import write_llava
 
 
 def config(folder: Path, items: Path, out: Path | str = "", **options: Any) -> EvalConfig:
@@ -235,3 +238,19 @@ def test_threads_are_put_back(packed: io.Package, items_path: Path) -> None:
 def test_a_result_holds_no_nan(packed: io.Package, items_path: Path) -> None:
     text = json.dumps(run(config(packed.path, items_path, limit=1)), allow_nan=False)
     assert math.isfinite(json.loads(text)["stderr"])
+
+
+def test_a_bfloat16_model(items_path: Path, tmp_path: Path) -> None:
+    source = write_llava(tmp_path / "bf16", "mha", dtype="bfloat16")
+    package = write_package(source, tmp_path / "w4", items_path, bits=8)
+    whole = run(config(source, items_path, tmp_path / "float"))
+    small = run(config(package.path, items_path, baseline=str(tmp_path / "float")))
+    assert whole["bits_per_weight"] == 16
+    assert small["reload_exact"] is True
+    assert small["excess_loss"] == pytest.approx(0, abs=0.1)
+
+
+def test_reports_can_compare_without_torch() -> None:
+    code = "import sys, cmibq.eval; assert 'torch' not in sys.modules; cmibq.eval.evaluate"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True)

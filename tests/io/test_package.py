@@ -157,6 +157,36 @@ def test_the_probe_notices_another_model(package: io.Package) -> None:
     assert 0 < check.max_difference < 1
 
 
+def test_saving_moves_tensors_to_where_a_reload_has_them(tmp_path: Path) -> None:
+    model = make_model()
+    for tensor in {*model.parameters(), *model.buffers()}:
+        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+        tensor.data = room[1:].reshape(tensor.shape).copy_(tensor.data)
+    assert any(p.data_ptr() % 64 for p in model.parameters())
+    package = io.save(model, make_source(tmp_path / "s"), tmp_path / "p", recipe={})
+    reloaded = package.fill_(skeleton())
+    for tensor in (*model.parameters(), *model.buffers(), *reloaded.state_dict().values()):
+        assert tensor.data_ptr() % 64 == 0
+    assert model.head.weight is model.embed.weight
+    assert set(package.manifest.tied) == {"head.weight"}
+    for name, tensor in make_model().state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_the_probe_runs_without_gradients_as_a_reload_does(tmp_path: Path) -> None:
+    model, seen = make_model(), set()
+    model.norm.weight.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    model.norm.register_forward_hook(
+        lambda *_: seen.update(p.requires_grad for p in model.parameters())
+    )
+    probe = {"ids": torch.arange(4)[None]}
+    io.save(model, make_source(tmp_path / "s"), tmp_path / "p", recipe={}, probe=probe)
+    assert seen == {False}
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert set(before) == {True, False}
+
+
 def test_no_probe(tmp_path: Path) -> None:
     package = save(tmp_path, probe=None)
     assert io.check_probe(package.fill_(skeleton()), package) is None
@@ -388,6 +418,36 @@ def test_nothing_in_a_package_is_a_pickle(package: io.Package) -> None:
             start = path.read_bytes()[:2]
             assert not start.startswith((b"\x80", b"PK"))
             assert path.suffix in (".json", ".safetensors", ".jinja")
+
+
+def test_memory_while_loading_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
+    model = make_model()
+    model.embed = nn.Embedding(40_000, 256)
+    model.head = nn.Linear(256, 40_000, bias=False)
+    model.head.weight = model.embed.weight
+    package = io.save(model, make_source(tmp_path / "s"), tmp_path / "p", recipe={})
+    code = """
+import sys
+from cmibq import io
+from cmibq.eval.footprint import peak_memory
+from torch import nn
+from tests.io.test_package import skeleton
+import cmibq.io.package
+model = skeleton()
+model.embed = nn.Embedding(40_000, 256, device="meta")
+model.head = nn.Linear(256, 40_000, bias=False, device="meta")
+model.head.weight = model.embed.weight
+with peak_memory() as before:
+    pass
+with peak_memory() as during:
+    io.load(sys.argv[1]).fill_(model)
+print(during.bytes - before.bytes)
+"""
+    command = [sys.executable, "-c", code, str(package.path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    size = (package.path / "cmibq.safetensors").stat().st_size
+    assert size > 40_000_000
+    assert int(done.stdout) < 1.2 * size + 16e6
 
 
 def test_is_package(package: io.Package, tmp_path: Path) -> None:
