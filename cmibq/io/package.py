@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 import cmibq
-from cmibq.errors import ModelError, PackageError
+from cmibq.errors import DataError, ModelError, PackageError
 from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, VERSION, FileInfo, LayerSpec, Manifest, read_manifest
@@ -153,8 +153,8 @@ def load(folder: str | Path, *, verify: bool = True) -> Package:
             raise PackageError(f"{path / MANIFEST} does not list {name}; make the package again")
     for name, info in manifest.files.items():
         _verify(path / name, info, content=verify)
-    config = read_json(path / _CONFIG)
-    layers = config.get("quantization_config", {}).get("layers")
+    config = _read_config(path / _CONFIG)
+    layers = config["quantization_config"].get("layers")
     if layers != json.loads(json.dumps({n: asdict(s) for n, s in manifest.layers.items()})):
         raise PackageError(f"{path}: {_CONFIG} and {MANIFEST} disagree on the quantised layers")
     return Package(path, manifest, config)
@@ -226,6 +226,16 @@ def _copy_companions(source: Path, folder: Path) -> list[str]:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     return names
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = read_json(path)
+    except DataError as error:
+        raise PackageError(f"{error}; copy or make the package again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("quantization_config"), dict):
+        raise PackageError(f"{path} has no quantization_config; make the package again")
+    return config
 
 
 def _verify(path: Path, info: FileInfo, *, content: bool) -> None:

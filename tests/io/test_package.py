@@ -275,6 +275,34 @@ def test_config_and_manifest_disagree(copied: Path) -> None:
         io.load(copied)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"quantization_config": 1}', "{"])
+def test_config_without_quantisation(copied: Path, content: str) -> None:
+    (copied / "config.json").write_text(content)
+    sign(copied, lambda value: None)
+    with pytest.raises(PackageError, match=r"config\.json"):
+        io.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 1}, "layer up: bits is 1"),
+        ({"group_size": 4}, "layer up: group_size is 4"),
+        ({"bits": 8}, r"up\.qweight is"),
+        ({"group_size": 32}, r"up\.scales is"),
+        ({"symmetric": True}, r"has up\.zeros, unknown"),
+        ({"bias": True}, r"lacks up\.bias"),
+    ],
+)
+def test_layers_that_do_not_fit(copied: Path, changes: dict[str, Any], message: str) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["quantization_config"]["layers"]["up"] |= changes
+    (copied / "config.json").write_text(json.dumps(config))
+    sign(copied, lambda value: value["layers"]["up"].update(changes))
+    with pytest.raises(PackageError, match=message):
+        io.load(copied).fill_(skeleton())
+
+
 def test_file_list_is_complete(copied: Path) -> None:
     sign(copied, lambda value: value["files"].pop("probe.safetensors"))
     with pytest.raises(PackageError, match=r"does not list probe\.safetensors"):
