@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "EXTRAS", "main"]
 
 COMMANDS: Final = {
     "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
+    "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
     "report": ("report", "make a web page and a JSON file from the results of eval"),
     "demo": ("demo", "run everything on a small model that ships with cmibq"),
     "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),

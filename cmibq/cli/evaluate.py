@@ -1,0 +1,37 @@
+"""``cmibq eval``: measure one model or package, or all runs of a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cmibq.cli.options import read_options
+from cmibq.cli.quantize import CONFIGS
+from cmibq.cli.runs import perform
+from cmibq.recipe import EvalConfig
+
+__all__ = ["run"]
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command."""
+    options = read_options(
+        "eval",
+        EvalConfig,
+        words,
+        about="Measure answers, log-likelihood, size, speed and memory of a model or a package.",
+        shipped=CONFIGS,
+    )
+    if not options.done:
+        perform(options.runs, _evaluate)
+    return 0
+
+
+def _evaluate(config: EvalConfig, bar: bool) -> tuple[str, bool]:
+    from cmibq.eval import evaluate
+
+    result = evaluate(config, progress=bar)
+    accuracy, error = 100 * result["accuracy"], 100 * result["stderr"]
+    text = f"{accuracy:.2f} % +- {error:.2f} of {result['n_questions']} questions"
+    if result["skipped"]:
+        return f"{text} (already done)", False
+    return text, True
