@@ -12,10 +12,15 @@ __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
     "CmibqError": "cmibq.errors",
+    "EvalConfig": "cmibq.recipe",
     "QuantGrid": "cmibq.quant.grid",
     "QuantSpec": "cmibq.quant.spec",
     "QParams": "cmibq.quant.spec",
     "QuantRecipe": "cmibq.recipe",
+    "PackedLinear": "cmibq.nn",
+    "evaluate": "cmibq.eval",
+    "open_model": "cmibq.eval",
+    "quantize": "cmibq.ptq",
 }
 """Public name -> home module: the map of the house."""
 
