@@ -62,7 +62,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     for block in blocks(page):
         if block.lang not in SHELLS:
             continue
-        prompts = block.lang == "console"
+        prompts = re.search(r"^\$ ", block.text, re.MULTILINE) is not None
         for line in block.text.replace("\\\n", " ").splitlines():
             if prompts and not line.startswith("$ "):
                 continue

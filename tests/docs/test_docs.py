@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def parse(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Parsed
 
     monkeypatch.setattr(module, "read_options", read)
-    flags = [w for w in words[1:] if w not in main._GLOBAL]
+    flags = [w for w in words[1:] if w not in (*main._GLOBAL, "--help")]
     with pytest.raises(Parsed):
         module.run(flags)
 
@@ -128,3 +129,53 @@ def test_documents_name_no_machine() -> None:
         if re.search(r"(/work|/tmp|/home|/root|/opt)\b|pypi|artifactory|index-url", line)
     ]
     assert found == []
+
+
+FORMATS = pages.DOCS / "formats.md"
+
+
+def unnamed(names: Iterable[str]) -> list[str]:
+    text = FORMATS.read_text()
+    return sorted(name for name in names if f"`{name}`" not in text)
+
+
+def test_formats_names_every_field_of_files() -> None:
+    from cmibq.eval.samples import Sample
+    from cmibq.io.manifest import LayerSpec, Manifest
+
+    kinds = (Manifest, LayerSpec, Sample)
+    assert unnamed(f.name for kind in kinds for f in dataclasses.fields(kind)) == []
+
+
+def test_formats_names_every_field_of_reports(tmp_path: Path) -> None:
+    from cmibq.report.build import build_report
+    from cmibq.report.collect import load_runs
+    from cmibq.report.options import ReportOptions
+    from tests.report.synthetic import make_runs
+
+    runs = load_runs(make_runs(tmp_path, n_images=4))
+    report = build_report(runs, ReportOptions(runs=str(tmp_path)))
+    in_rows = {name for row in report["rows"] for name in row}
+    assert unnamed({*report, *in_rows} - {"gap_closed_ci", "gap_closed_logprob_ci"}) == []
+
+
+def test_formats_names_every_field_of_results(
+    llava_dir: Path, items_path: Path, tmp_path: Path
+) -> None:
+    from cmibq.eval import evaluate
+    from cmibq.recipe import EvalConfig
+
+    common = {"data_path": str(items_path), "limit": 4, "speed_prompts": 0}
+    plain = EvalConfig(
+        model_args=f"pretrained={llava_dir}", output_path=str(tmp_path / "float"), **common
+    )
+    evaluate(plain, progress=False)
+    result = evaluate(
+        EvalConfig(
+            model_args=f"pretrained={llava_dir}", baseline=str(tmp_path / "float"),
+            pseudo_quant=True, w_bit=4, w_group=32, **common,
+        ),
+        progress=False,
+    )  # fmt: skip
+    ours = {name for name in result if not name.endswith("_stderr") and name != "skipped"}
+    assert unnamed(ours) == []

@@ -14,7 +14,7 @@ import pytest
 from tests.docs import pages
 from tests.docs.pages import DOCS, ROOT
 
-PARTS = "cmibq csrc tests docs setup.py pyproject.toml README.md LICENSE Makefile".split()
+PARTS = ("cmibq", "csrc", "tests", "docs", "benchmarks", "setup.py", "pyproject.toml", "README.md")
 HEAVY = ("__pycache__", "_build", "weights", "*.npz", "images")
 
 
@@ -99,4 +99,10 @@ def test_add_a_kernel(tree: Path) -> None:
 def test_add_a_method(tree: Path) -> None:
     assert "cmibq/search/largest.py" in follow("add-a-method.md", tree)
     for words in quoted_tests("add-a-method.md"):
+        assert " passed" in child(tree, "-m", "pytest", *words)
+
+
+def test_add_a_model_family(tree: Path) -> None:
+    assert "cmibq/models/vipllava.py" in follow("add-a-model-family.md", tree)
+    for words in quoted_tests("add-a-model-family.md"):
         assert " passed" in child(tree, "-m", "pytest", *words)
