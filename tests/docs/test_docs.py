@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,24 @@ def run(block: Block, names: dict[str, Any]) -> None:
     assert not runner.failures, "".join(said)
 
 
+@pytest.fixture
+def desk(llava_dir: Path, items_path: Path, tmp_path: Path) -> Path:
+    """A folder with what the pages speak of: a model of one's own, and items."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "my-llava").symlink_to(llava_dir)
+    shutil.copytree(items_path.parent, tmp_path / "data")
+    for name in ("calibration", "test"):
+        shutil.copy(items_path, tmp_path / "data" / f"{name}.json")
+    return tmp_path
+
+
 @pytest.mark.parametrize("page", PAGES, ids=pages.name)
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The python blocks of a page run in order, in one namespace, in an empty folder."""
+def test_examples_run(
+    page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The python blocks of a page run in order, in one namespace, in a folder of their own."""
+    if "my-llava" in page.read_text():
+        request.getfixturevalue("desk")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}
     for block in pages.blocks(page):
