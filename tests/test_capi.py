@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,54 @@ def test_output_must_not_overlap_an_input() -> None:
         C.Kernels().fakequant_row(*args)
     args[4] = x  # the very same array is allowed where the contract says so
     C.Kernels().fakequant_row(*args)
+
+
+class Number:
+    """A number whose conversion runs Python code."""
+
+    def __init__(self, act: Callable[[], float]) -> None:
+        self.act = act
+
+    def __index__(self) -> int:
+        return int(self.act())
+
+    def __float__(self) -> float:
+        return self.act()
+
+
+@pytest.mark.parametrize("op", ["codes_row", "qparams_mse_row"])
+def test_a_conversion_that_shrinks_an_array_leaves_no_stale_pointer(op: str) -> None:
+    x, one, zero = (
+        np.ones((2000, 2000), np.float32),
+        np.ones(2000, np.float32),
+        np.zeros(2000, "u1"),
+    )
+
+    def shrink() -> float:
+        x.resize((0, 0), refcheck=False)
+        return 0.5 if op == "qparams_mse_row" else 4
+
+    args: dict[str, tuple[object, ...]] = {
+        "codes_row": (x, one, zero, Number(shrink), np.empty(x.shape, np.uint8)),
+        "qparams_mse_row": (x, 4, 0, 3, Number(shrink), one, zero, np.empty(2000)),
+    }
+    with pytest.raises(ValueError, match="dimension R is 2000, expected 0"):
+        getattr(C.Kernels(), op)(*args[op])
+
+
+def test_a_conversion_keeps_its_own_error_and_a_large_number_is_a_value() -> None:
+    def stop() -> float:
+        raise KeyboardInterrupt
+
+    codes, one = np.zeros((1, 1), np.uint8), np.ones(1, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        C.Kernels().pack_row(codes, Number(stop), codes.copy())
+    with pytest.raises(KeyboardInterrupt):
+        C.Kernels().qparams_mse_row(one[None], 4, 0, 3, Number(stop), one, codes[0], np.ones(1))
+    with pytest.raises(ValueError, match=r"bits is 1000000000000000000000, allowed are 1\.\.8"):
+        C.Kernels().pack_row(codes, 10**21, codes.copy())
+    with pytest.raises(TypeError, match=r"bits is 2\.5, expected an integer in 1\.\.8"):
+        C.Kernels().pack_row(codes, 2.5, codes.copy())
 
 
 def test_kernels_object_is_immutable_and_checked() -> None:

@@ -86,17 +86,26 @@ static int bind_array(const cq_arg *s, PyObject *obj, cq_args *out, size_t at, u
     return 0;
 }
 
+/* A conversion failed. A wrong type is named in terms of the argument; what else the object's own
+ * code raised (an interrupt, say) stays. Always -1. */
+static int refuse_number(const cq_arg *s, PyObject *obj, const char *op, const char *expected) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s: %s is %R, expected %s", op, s->name, obj, expected);
+    return -1;
+}
+
 static int bind_int(const cq_arg *s, PyObject *obj, cq_args *out, size_t at) {
     const long long value = PyLong_AsLongLong(obj);
-    if (value == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_TypeError, "%s: %s is %R, expected an integer in %lld..%lld", out->op,
-                     s->name, obj, s->min, s->max);
-        return -1;
+    if (value == -1 && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "an integer in %lld..%lld", s->min, s->max);
+        return refuse_number(s, obj, out->op, expected);
     }
-    if (value < s->min || value > s->max) {
-        PyErr_Format(PyExc_ValueError, "%s: %s is %lld, allowed are %lld..%lld", out->op, s->name,
-                     value, s->min, s->max);
+    if (PyErr_Occurred() || value < s->min || value > s->max) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%s: %s is %S, allowed are %lld..%lld", out->op, s->name,
+                     obj, s->min, s->max);
         return -1;
     }
     out->i[at] = value;
@@ -105,11 +114,7 @@ static int bind_int(const cq_arg *s, PyObject *obj, cq_args *out, size_t at) {
 
 static int bind_double(const cq_arg *s, PyObject *obj, cq_args *out, size_t at) {
     out->d[at] = PyFloat_AsDouble(obj);
-    if (out->d[at] == -1.0 && PyErr_Occurred()) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_TypeError, "%s: %s is %R, expected a number", out->op, s->name, obj);
-        return -1;
-    }
+    if (out->d[at] == -1.0 && PyErr_Occurred()) return refuse_number(s, obj, out->op, "a number");
     return 0;
 }
 
@@ -143,16 +148,13 @@ int cq_parse(PyObject *self, const char *op, PyObject *const *args, Py_ssize_t n
     out->cx = (cq_ctx){kernels->table, kernels->threads, 0, 0.0};
     span spans[CQ_MAX_ARGS] = {{0}};
     unsigned seen = 0;
+    /* Numbers first: converting one can run Python code, which could free an array's memory. */
     for (size_t i = 0; i < nsig; i++) {
-        int failed;
-        if (sig[i].type == CQ_ARG_INT)
-            failed = bind_int(&sig[i], args[i], out, i);
-        else if (sig[i].type == CQ_ARG_DOUBLE)
-            failed = bind_double(&sig[i], args[i], out, i);
-        else
-            failed = bind_array(&sig[i], args[i], out, i, &seen, &spans[i]);
-        if (failed) return -1;
+        if (sig[i].type == CQ_ARG_INT && bind_int(&sig[i], args[i], out, i) < 0) return -1;
+        if (sig[i].type == CQ_ARG_DOUBLE && bind_double(&sig[i], args[i], out, i) < 0) return -1;
     }
+    for (size_t i = 0; i < nsig; i++)
+        if (sig[i].dims && bind_array(&sig[i], args[i], out, i, &seen, &spans[i]) < 0) return -1;
     return check_overlap(op, spans, nsig);
 }
 
