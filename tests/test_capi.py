@@ -131,6 +131,14 @@ def test_a_conversion_keeps_its_own_error_and_a_large_number_is_a_value() -> Non
         C.Kernels().pack_row(codes, 2.5, codes.copy())
 
 
+def test_more_groups_than_inputs_are_refused() -> None:
+    x, out = np.empty((2, 0), np.int8), np.empty((2, 0), np.float32)
+    packed, scale = np.empty((0, 0), np.uint8), np.empty((0, 2**61), np.uint16)
+    work = np.empty(64, np.uint8)
+    with pytest.raises(ValueError, match="groups for rows of 0 inputs"):
+        C.Kernels().qgemm_s8(x, np.ones(2, np.float32), packed, 4, scale, None, None, out, work)
+
+
 def test_kernels_object_is_immutable_and_checked() -> None:
     k = C.Kernels("scalar", 3)
     assert (k.isa, k.threads, repr(k)) == ("scalar", 3, "Kernels(isa='scalar', threads=3)")

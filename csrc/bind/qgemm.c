@@ -4,7 +4,9 @@
 #include "ops/ops.h"
 
 static int check_groups(const cq_args *a, size_t K, size_t G, size_t longest) {
-    if (G && K % G == 0 && (G == 1 || K / G % 8 == 0) && K / G <= longest) return 0;
+    const size_t group = G ? K / G : 0; /* 0 when there are more groups than inputs */
+    const int equal = group && K % G == 0 && group % 8 == 0;
+    if ((G == 1 || equal) && group <= longest) return 0;
     PyErr_Format(PyExc_ValueError,
                  "%s: scale has %zu groups for rows of %zu inputs; the groups of a row are equal, "
                  "multiples of 8 (or there is one) and at most %zu long",
