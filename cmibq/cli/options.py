@@ -210,7 +210,7 @@ def _make(cls: type[T], values: Mapping[str, Any], place: str) -> T:
     ]
     for name in required:
         if name not in values:
-            raise ConfigError(f"{place}{name} is missing; give --{name} or the YAML key {name}")
+            raise ConfigError(f"{place}{name} is missing; give --{name}")
     try:
         return cls(**values)
     except ConfigError as error:

@@ -81,7 +81,7 @@ def _find(path: str, shipped: Path | None) -> Path:
         return shipped / f"{path}.yaml"
     if file.exists():
         raise ConfigError(f"--config is {path!r}, a folder; give a YAML file")
-    hint = f"; shipped ones: {nearest(path, names)}" if names else ""
+    hint = f"; {nearest(path, names)}" if names else "; check the path"
     raise ConfigError(f"--config is {path!r}, which does not exist{hint}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cmibq.errors import ConfigError
 
-__all__ = ["DataOptions", "DemoOptions", "eval_runs", "quantize_runs"]
+__all__ = ["DataOptions", "DemoOptions", "eval_runs", "quantize_runs", "results_folder"]
 
 MODELS: Final = ("planted", "plain")
 METHODS: Final = ("rtn", "smoothquant", "awq", "mbq")
@@ -68,6 +68,15 @@ def _name(model: str, method: str, setting: tuple[int, int, int]) -> str:
     return f"{model}-{method}-w{bits}{f'a{acts}' if acts < 16 else ''}g{group}"
 
 
+def _packages_folder(work: Path, quick: bool) -> Path:
+    return work / ("packages-quick" if quick else "packages")
+
+
+def results_folder(work: Path, *, split: str = "test", quick: bool = False) -> Path:
+    """Return where results go; those of other questions lie elsewhere and are never mixed."""
+    return work / f"eval{'' if split == 'test' else f'-{split}'}{'-quick' if quick else ''}"
+
+
 def quantize_runs(work: Path, *, quick: bool = False) -> list[dict[str, Any]]:
     """Return the runs of ``quantize.yaml``: every method at every setting on both models.
 
@@ -75,6 +84,7 @@ def quantize_runs(work: Path, *, quick: bool = False) -> list[dict[str, Any]]:
         work: folder of the demo's data and models.
         quick: only the lowest setting, with fewer calibration samples.
     """
+    packages = _packages_folder(work, quick)
     return [
         {
             "name": _name(model, method, (bits, group, acts)),
@@ -88,8 +98,9 @@ def quantize_runs(work: Path, *, quick: bool = False) -> list[dict[str, Any]]:
             "data_path": str(work / "data" / "calib.json"),
             "n_samples": 16 if quick else 128,
             "run_process": True,
-            "output_path": str(work / "packages" / _name(model, method, (bits, group, acts))),
+            "output_path": str(packages / _name(model, method, (bits, group, acts))),
             "threads": _THREADS,
+            "overwrite": True,  # packages of an older cmibq or of other weights
         }
         for model, method, (bits, group, acts) in _combinations(quick)
     ]
@@ -105,14 +116,18 @@ def eval_runs(work: Path, *, split: str = "test", quick: bool = False) -> list[d
     """
     models = [(f"{model}-float", work / "models" / model) for model in MODELS]
     names = [_name(*found) for found in _combinations(quick)]
+    packages, results = (
+        _packages_folder(work, quick),
+        results_folder(work, split=split, quick=quick),
+    )
     runs = []
-    for name, source in [*models, *((name, work / "packages" / name) for name in names)]:
+    for name, source in [*models, *((name, packages / name) for name in names)]:
         run: dict[str, Any] = {
             "name": name,
             "model_args": f"pretrained={source}",
             "data_path": str(work / "data" / f"{split}.json"),
-            "output_path": str(work / "eval" / name),
-            "baseline": str(work / "eval" / f"{name.partition('-')[0]}-float"),
+            "output_path": str(results / name),
+            "baseline": str(results / f"{name.partition('-')[0]}-float"),
             "threads": _THREADS,
         }
         if quick:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import cmibq
 from cmibq.demo.heap import HEAP_SETTINGS
-from cmibq.demo.plan import DemoOptions, eval_runs, quantize_runs
+from cmibq.demo.plan import DemoOptions, eval_runs, quantize_runs, results_folder
 from cmibq.errors import CmibqError
 from cmibq.fileio import read_json, sha256_bytes, write_json
 
@@ -39,10 +39,11 @@ def stages(options: DemoOptions) -> list[Stage]:
     flags = [f"--{name}" for name in ("train", "quick") if getattr(options, name)]
     data = ["demo-data", "--out", str(work), "--split", options.split, *flags]
     packages = [Path(run["output_path"]) for run in quantize_runs(work, quick=options.quick)]
-    results = [Path(run["output_path"]) for run in eval_runs(work, quick=options.quick)]
+    which: dict[str, Any] = {"split": options.split, "quick": options.quick}
+    results = [Path(run["output_path"]) for run in eval_runs(work, **which)]
     again = ["cmibq", "demo", "--out", str(out), "--split", options.split, *flags]
     title = ["--title", "cmibq demo: four methods on a small model with planted outliers"]
-    report = ["report", "--runs", str(work / "eval"), "--out", str(out), *title]
+    report = ["report", "--runs", str(results_folder(work, **which)), "--out", str(out), *title]
     return [
         Stage(tuple(data), (work / "quantize.yaml", work / "eval.yaml")),
         Stage(

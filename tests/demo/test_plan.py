@@ -46,6 +46,22 @@ def test_eval_measures_every_package_and_both_float_models() -> None:
     assert len(eval_runs(Path("w"), quick=True)) == 7
 
 
+def test_results_of_other_questions_lie_elsewhere() -> None:
+    folders = {
+        Path(run["output_path"]).parent
+        for split in ("test", "dev")
+        for quick in (False, True)
+        for run in eval_runs(Path("w"), split=split, quick=quick)
+    }
+    assert {f.name for f in folders} == {"eval", "eval-quick", "eval-dev", "eval-dev-quick"}
+    packages = {
+        Path(r["output_path"]).parent
+        for q in (0, 1)
+        for r in quantize_runs(Path("w"), quick=bool(q))
+    }
+    assert {f.name for f in packages} == {"packages", "packages-quick"}
+
+
 @pytest.mark.parametrize("cls", [DataOptions, DemoOptions])
 def test_unknown_split(cls: type) -> None:
     with pytest.raises(ConfigError, match="split is 'train'; allowed are test, dev"):
@@ -64,6 +80,30 @@ def test_prepare_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["demo-data", "--out", str(tmp_path / "w"), "--split", "dev", "--quick"]) == 0
     assert [w.stat().st_mtime_ns for w in weights] == before
     assert f"cmibq quantize --config {tmp_path}/w/quantize.yaml" in capsys.readouterr().out
+
+
+def test_training_is_done_once_and_its_weights_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cmibq.demo import training
+
+    made = []
+
+    def train(folder: Path) -> None:
+        made.append(folder)
+        real(folder, seed=3, steps=2, threads=1)
+
+    real = training.train
+    monkeypatch.setattr(training, "train", train)
+    options = DataOptions(out=str(tmp_path), split="dev", train=True, quick=True)
+    shipped = prepare(DataOptions(out=str(tmp_path), quick=True), progress=False)
+    before = Path(shipped["models"][1], "model.safetensors").read_bytes()
+    prepare(options, progress=False)
+    assert Path(shipped["models"][1], "model.safetensors").read_bytes() != before
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"spoilt")
+    prepare(options, progress=False)
+    prepare(options, progress=False)
+    assert made == [tmp_path / "weights"] * 2
 
 
 class Calls:
@@ -96,7 +136,7 @@ def test_finished_stages_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     calls.fail = ""
     running.run_demo(options, told.append)
     assert calls.made[3:] == ["eval", "report"]
-    next(tmp_path.glob(".work/packages/*/manifest.json")).unlink()
+    next(tmp_path.glob(".work/packages-quick/*/manifest.json")).unlink()
     running.run_demo(options, told.append)
     assert calls.made[5:] == ["quantize", "report"]
 

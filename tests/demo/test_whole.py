@@ -37,7 +37,7 @@ def table(text: str) -> list[list[str]]:
 def test_whole_demo_killed_and_started_again(tmp_path: Path) -> None:
     """Public commands only, one of them killed half-way; then again, with nothing left to do."""
     first = demo(tmp_path)
-    packages = tmp_path / ".work" / "packages"
+    packages = tmp_path / ".work" / "packages-quick"
     for _ in range(1200):
         if len(list(packages.glob("*/manifest.json"))) >= 2 or first.poll() is not None:
             break
