@@ -12,6 +12,7 @@ __all__ = [
     "ModelError",
     "PackageError",
     "StorageError",
+    "check_axis",
     "nearest",
 ]
 
@@ -63,3 +64,13 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "known: " + ", ".join(repr(n) for n in names)
+
+
+def check_axis(axis: int) -> None:
+    """Refuse an axis of a matrix other than 0 (per row) and 1 (per column).
+
+    Raises:
+        ConfigError: `axis` is something else; negative axes too.
+    """
+    if axis not in (0, 1):
+        raise ConfigError(f"axis is {axis!r}; allowed are 0 (per row) and 1 (per column)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cmibq.errors import check_axis
 from cmibq.runtime import kernels
 
 __all__ = ["fakequant", "fakequant_backward"]
@@ -38,6 +39,7 @@ def fakequant(
         >>> fakequant(x, one / 2, -2 * one, 1 * one)
         array([[ 0.5, -1. ,  0.5]], dtype=float32)
     """
+    check_axis(axis)
     out = np.empty_like(x) if out is None else out
     call = kernels().fakequant_col if axis else kernels().fakequant_row
     call(x, scale, lo, hi, out)
@@ -72,6 +74,7 @@ def fakequant_backward(
         >>> fakequant_backward(np.ones_like(x), x, one, -2 * one, one)
         (array([[1., 0.]], dtype=float32), array([0.75]))
     """
+    check_axis(axis)
     k = kernels()
     gx = np.empty_like(x)
     gscale = np.empty_like(scale, dtype=np.float64)

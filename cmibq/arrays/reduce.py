@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cmibq.errors import check_axis
 from cmibq.runtime import kernels
 
 __all__ = ["absmax", "abssum", "minmax"]
@@ -30,6 +31,7 @@ def minmax(x: F32, *, axis: int = 0) -> tuple[F32, F32]:
         >>> minmax(np.array([[1.0, -2.0], [3.0, 4.0]], np.float32))
         (array([-2.,  3.], dtype=float32), array([1., 4.], dtype=float32))
     """
+    check_axis(axis)
     mn, mx = (np.empty(x.shape[axis], np.float32) for _ in range(2))
     k = kernels()
     (k.minmax_col if axis else k.minmax_row)(x, mn, mx)
@@ -50,6 +52,7 @@ def absmax(x: F32, *, axis: int = 0) -> F32:
         >>> absmax(np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), axis=1)
         array([3., 4.], dtype=float32)
     """
+    check_axis(axis)
     out = np.empty(x.shape[axis], np.float32)
     k = kernels()
     (k.absmax_col if axis else k.absmax_row)(x, out)
@@ -75,6 +78,7 @@ def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0) -> F64:
         >>> abssum(x, weight=np.array([1.0, 0.5]), axis=1)
         array([2.5, 4. ])
     """
+    check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
     out = np.empty(x.shape[axis], np.float64)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmibq.errors import check_axis
 from cmibq.ops.library import LIBRARY, kernel_ready, view
 from cmibq.runtime import kernels
 
@@ -122,5 +123,6 @@ def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0
         >>> fakequant(torch.tensor([[0.26, 9.0]]), one / 2, -2 * one, one)
         tensor([[0.5000, 0.5000]])
     """
+    check_axis(axis)
     out: Tensor = torch.ops.cmibq.fakequant(x, scale, lo, hi, axis)
     return out

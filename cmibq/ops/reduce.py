@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmibq.errors import check_axis
 from cmibq.ops.library import LIBRARY, kernel_ready, view
 from cmibq.runtime import kernels
 
@@ -112,6 +113,7 @@ def minmax(x: Tensor, *, axis: int = 0) -> tuple[Tensor, Tensor]:
         >>> minmax(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), axis=1)
         (tensor([ 1., -2.]), tensor([3., 4.]))
     """
+    check_axis(axis)
     mn, mx = torch.ops.cmibq.minmax(x, axis)
     return mn, mx
 
@@ -130,6 +132,7 @@ def absmax(x: Tensor, *, axis: int = 0) -> Tensor:
         >>> absmax(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
         tensor([2., 4.])
     """
+    check_axis(axis)
     out: Tensor = torch.ops.cmibq.absmax(x, axis)
     return out
 
@@ -153,6 +156,7 @@ def abssum(x: Tensor, *, weight: Tensor | None = None, axis: int = 0) -> Tensor:
         >>> abssum(x, weight=torch.tensor([1.0, 0.5], dtype=torch.float64), axis=1)
         tensor([2.5000, 4.0000], dtype=torch.float64)
     """
+    check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
     out: Tensor = torch.ops.cmibq.abssum(x, weight, axis)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cmibq import arrays, ops
+from cmibq.errors import ConfigError
 
 
 def same(got: object, want: object) -> None:
@@ -57,3 +58,14 @@ def test_reductions(x: np.ndarray, axis: int) -> None:
         arrays.abssum(x, weight=weight, axis=axis),
         ops.abssum(torch.from_numpy(x), weight=given, axis=axis),
     )
+
+
+@pytest.mark.parametrize("axis", [-2, -1, 2, 7])
+@pytest.mark.parametrize("name", ["minmax", "absmax", "abssum", "fakequant"])
+def test_an_axis_that_is_neither_rows_nor_columns_is_refused(name: str, axis: int) -> None:
+    ones = [np.ones(3, np.float32)] * 3 if name == "fakequant" else []
+    square = [np.eye(3, dtype=np.float32), *ones]
+    with pytest.raises(ConfigError, match=f"axis is {axis}; allowed are 0"):
+        getattr(arrays, name)(*square, axis=axis)
+    with pytest.raises(ConfigError, match=f"axis is {axis}; allowed are 0"):
+        getattr(ops, name)(*map(torch.from_numpy, square), axis=axis)
