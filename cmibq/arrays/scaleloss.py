@@ -49,8 +49,8 @@ def scaleloss(
         token_weight: float64 [T]; None = ones.
 
     Returns:
-        float64 [S]; NaN where x, w or a scale of the grid is not finite. The same bits for every
-        thread count.
+        float64 [S]; NaN or infinity where x, w or a scale of the grid is not finite. The same bits
+        for every thread count.
 
     Raises:
         ConfigError: `loss` is unknown or `group_size` does not divide K.

@@ -169,16 +169,16 @@ def argbest(losses: Sequence[float] | F64) -> int:
     """Return the index of the first smallest loss; a NaN is never the smallest.
 
     Raises:
-        ModelError: every loss is NaN.
+        ModelError: no loss is finite.
 
     Example:
         >>> argbest([float("nan"), 2.0, 1.0, 1.0])
         2
     """
     values = np.asarray(losses, np.float64)
-    if np.isnan(values).all():
+    if not np.isfinite(values).any():
         raise ModelError(
-            "every candidate has a NaN loss; look for NaN or inf in weights and inputs"
+            "no candidate has a finite loss; look for NaN, inf or huge values in weights and inputs"
         )
     return int(np.nanargmin(values))
 

@@ -126,7 +126,7 @@ def search_group(calib: GroupCalib, cfg: SearchConfig, token: Tensor, loss: str)
         loss: ``"mae"`` or ``"mse"``.
 
     Raises:
-        ModelError: as `group_losses`, or every loss is NaN; names the group.
+        ModelError: as `group_losses`, or no loss is finite; names the group.
     """
     _check_finite(calib)
     grid = candidate_scales(calib, cfg)

@@ -15,10 +15,12 @@ def operands(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("act_bits", [None, 8])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", [0, 1])
-def test_what_is_not_finite_gives_nan(
-    act_bits: int | None, bad: float, where: int, rng: np.random.Generator
+@pytest.mark.parametrize("rows", [7, 32])
+def test_what_is_not_finite_shows_in_the_loss(
+    act_bits: int | None, bad: float, where: int, rows: int, rng: np.random.Generator
 ) -> None:
-    args = operands(rng)
+    x, _, s = operands(rng)
+    args = x, rng.normal(size=(rows, 16)).astype(np.float32), s
     args[where][2, 3] = bad
     loss = scaleloss(*args, bits=4, group_size=8, symmetric=True, act_bits=act_bits)
     assert not np.isfinite(loss).any()

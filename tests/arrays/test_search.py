@@ -154,8 +154,9 @@ def test_ratios_reach_one_unless_published() -> None:
 
 def test_best_is_the_first_and_never_nan() -> None:
     assert argbest([2.0, 1.0, 1.0, float("nan")]) == 1
-    with pytest.raises(ModelError, match="NaN loss"):
-        argbest([float("nan")] * 3)
+    for lost in ([float("nan")] * 3, [float("inf"), float("nan")]):
+        with pytest.raises(ModelError, match="no candidate has a finite loss"):
+            argbest(lost)
 
 
 def test_errors_name_the_argument(rng: np.random.Generator) -> None:
