@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cmibq.report.analysis import METHODS
-from cmibq.report.style import colour, name, tidy
+from cmibq.report.style import colour, marker, name, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_layers", "split_layer"]
+
+_BARS: Final = 10
+"""More blocks than this are drawn as lines."""
 
 
 def split_layer(layer: str) -> tuple[int, str]:
@@ -59,19 +62,25 @@ def plot_layers(errors: Mapping[str, Mapping[str, float]]) -> Sequence[Axes]:
 
 
 def _panel(ax: Axes, kind: str, errors: Mapping[str, Mapping[str, float]]) -> None:
-    width = 0.8 / max(len(errors), 1)
-    blocks: list[int] = []
-    for place, (method, found) in enumerate(errors.items()):
-        bars: dict[int, float] = {}
-        for layer, error in found.items():
-            block, its = split_layer(layer)
-            if its == kind:
-                bars[block] = 100 * error
-        x = [block + (place - (len(errors) - 1) / 2) * width for block in bars]
-        ax.bar(x, list(bars.values()), width * 0.92, color=colour(method), label=name(method))
-        blocks = sorted({*blocks, *bars})
+    """Draw one kind of layer: bars, or lines where there are too many blocks for bars."""
+    found = {method: _of_kind(kind, its) for method, its in errors.items()}
+    blocks = sorted({block for its in found.values() for block in its})
+    width = 0.8 / max(len(found), 1)
+    for place, (method, its) in enumerate(found.items()):
+        look: dict[str, Any] = {"color": colour(method), "label": name(method)}
+        if len(blocks) > _BARS:
+            ax.plot(list(its), list(its.values()), marker=marker(method), ms=3.5, lw=1.1, **look)
+        else:
+            x = [block + (place - (len(found) - 1) / 2) * width for block in its]
+            ax.bar(x, list(its.values()), width * 0.92, **look)
+    ax.set_ylim(bottom=0)
     tidy(ax).set_title(kind)
     step = math.ceil(len(blocks) / 8) or 1
-    settings: dict[str, Any] = {"ticks": blocks[::step], "labels": blocks[::step]}
-    ax.set_xticks(**settings)
+    ax.set_xticks(blocks[::step])
     ax.set_xlabel("block")
+
+
+def _of_kind(kind: str, errors: Mapping[str, float]) -> dict[int, float]:
+    """Return block -> error in per cent of the layers of one kind."""
+    pairs = [(*split_layer(layer), error) for layer, error in errors.items()]
+    return {block: 100 * error for block, its, error in sorted(pairs) if its == kind}

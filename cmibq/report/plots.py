@@ -147,7 +147,7 @@ def plot_excess(rows: Rows, ax: Axes | None = None) -> Axes:
     threshold = 10.0 ** math.floor(math.log10(max(high, 1e-4) / 100))
     ax.set_yscale("symlog", linthresh=threshold, linscale=0.6)
     ax.set_ylim(min(-0.3 * threshold, 1.3 * low), 1.6 * high)
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}".replace("-", "\N{MINUS SIGN}"))
     ax.set_ylabel("excess loss, nats per answer")
     _legend(ax)
     return ax

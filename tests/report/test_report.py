@@ -169,6 +169,15 @@ def test_figures_return_axes_and_leave_settings_alone(report: dict[str, Any]) ->
     assert dict(matplotlib.rcParams) == before
 
 
+def test_deep_models_get_lines_instead_of_bars() -> None:
+    few = {"rtn": {f"layers.{i}.mlp.up_proj": 0.1 * i for i in (1, 0)}}
+    many = {"rtn": {f"layers.{i}.mlp.up_proj": 0.01 * i for i in range(32)}}
+    (bars,), (lines,) = layers.plot_layers(few), layers.plot_layers(many)
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0, 10])
+    assert not lines.patches
+    assert lines.get_lines()[0].get_ydata() == pytest.approx(list(range(32)))
+
+
 def test_accuracy_figure_shows_the_rows(report: dict[str, Any]) -> None:
     with style():
         ax = plots.plot_accuracy(report["rows"])
