@@ -15,8 +15,8 @@
  *
  * Shapes: weight takes one group of n weights and n scales; token one token of n channels; pack
  * m <= CQ_PANEL rows of n; tile m <= CQ_TILE_ROWS rows of K against packed panels [K, CQ_PANEL].
- * No aliasing. NaN or inf in x or w, and a grid whose scale overflows, give a loss that is not finite
- * (NaN, or infinity for an infinite x without activations).
+ * No aliasing. NaN or inf in x or w, and a grid whose scale overflows, give a loss that is not
+ * finite.
  * Exactness: weight, token and pack are EXACT. tile is ULP: each e is one float32 chain over k
  * (error <= K * 2**-24 * sum |x b|); what follows is summed in double in one order on every ISA.
  * Source: Lin et al., "AWQ", MLSys 2024, eq. 4; Li et al., "MBQ", CVPR 2025, eq. 8. */
