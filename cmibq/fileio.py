@@ -22,6 +22,7 @@ from cmibq.errors import DataError, StorageError
 __all__ = [
     "atomic_dir",
     "atomic_write",
+    "check_writable",
     "fsync_dir",
     "read_json",
     "sha256_bytes",
@@ -78,7 +79,7 @@ def _remove_leftovers(path: Path) -> None:
 
 def _discard(path: Path) -> None:
     """Remove a file or folder if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):  # these never raise
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -106,7 +107,8 @@ def _storage(path: Path, temporary: Path) -> Iterator[None]:
         _discard(temporary)
         names = [str(n) for n in (error.filename, error.filename2) if n is not None]
         ours = str(path.parent)
-        if isinstance(error, StorageError) or not all(n.startswith(ours) for n in names):
+        near = all(n.startswith(ours) or ours.startswith(n) for n in names)
+        if isinstance(error, StorageError) or not near:
             raise
         raise _explain(error, path) from error
     except BaseException:
@@ -153,6 +155,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         fsync_dir(target.parent)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that a file or folder can be made at `path`, before the work that fills it.
+
+    An empty file is made in the nearest folder that exists, and removed.
+
+    Raises:
+        StorageError: disk full, not permitted, or a file stands where a folder is needed.
+    """
+    target = Path(os.path.realpath(path))
+    folder = next(p for p in target.parents if p.exists())
+    temporary = folder / _temporary(target).name
+    with _storage(target, temporary):
+        with open(temporary, "xb"):
+            pass
+        temporary.unlink()
+
+
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step; False where the system cannot."""
     if sys.platform != "linux":
@@ -172,6 +191,15 @@ def _sync_tree(folder: Path) -> None:
             finally:
                 os.close(handle)
         fsync_dir(Path(parent))
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise StorageError(errno.ENOTDIR, "is a file; choose the name of a folder", target)
+    if not overwrite and target.exists() and any(target.iterdir()):
+        raise StorageError(
+            errno.EEXIST, "the folder is not empty; choose another or set overwrite", target
+        )
 
 
 @contextlib.contextmanager
@@ -201,15 +229,11 @@ def atomic_dir(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     with _storage(target, temporary):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        if target.exists() and not target.is_dir():
-            raise StorageError(errno.ENOTDIR, "is a file; choose the name of a folder", target)
-        if not overwrite and target.exists() and any(target.iterdir()):
-            raise StorageError(
-                errno.EEXIST, "the folder is not empty; choose another or set overwrite", target
-            )
+        _check_free(target, overwrite)
         temporary.mkdir()
         yield temporary
         _sync_tree(temporary)
+        _check_free(target, overwrite)  # another process may have made it meanwhile
         if target.exists() and any(target.iterdir()):
             if not _exchange(temporary, target):
                 old = _temporary(target)

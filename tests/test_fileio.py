@@ -217,6 +217,29 @@ def test_folder_replaces_only_when_told(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+def test_folder_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+
+    def fill() -> None:
+        with fileio.atomic_dir(target):
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(StorageError, match="not empty"):
+        fill()
+    assert names(target) == ["theirs"]
+    assert names(tmp_path) == ["a"]
+
+
+def test_places_are_checked_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fileio.check_writable(tmp_path / "new" / "folder" / "a")
+    for bad in (tmp_path / "file" / "a", tmp_path / ("n" * 250)):
+        with pytest.raises(StorageError, match="cannot write"):
+            fileio.check_writable(bad)
+    assert names(tmp_path) == ["file"]
+
+
 def test_folder_replaced_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fileio, "_exchange", lambda a, b: False)
     test_folder_replaces_only_when_told(tmp_path)

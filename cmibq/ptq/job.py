@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cmibq.data import CALIBRATIONS, CalibSample
 from cmibq.errors import CmibqError, ConfigError, DataError, PackageError
-from cmibq.fileio import read_json, sha256_file
+from cmibq.fileio import check_writable, read_json, sha256_file
 from cmibq.io import is_package, load_scales
 from cmibq.io import load as load_package
+from cmibq.io.manifest import FORMAT, MANIFEST
 from cmibq.models import Adapter, check_groups, read_family, target_widths
 from cmibq.ptq.journal import Journal
 from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args
@@ -62,6 +63,10 @@ class Job:
     @functools.cached_property
     def output_is_made(self) -> bool:
         """Whether the folder was there, whole, and made by an equal run."""
+        return self.made_output()
+
+    def made_output(self) -> bool:
+        """Look whether the folder is there, whole, and made by an equal run, perhaps just now."""
         if self.output is None or not self.output.is_dir():
             return False
         try:
@@ -109,21 +114,47 @@ def _check_given_scales(recipe: QuantRecipe, path: Path) -> None:
             )
 
 
+def _is_result(folder: Path) -> bool:
+    """Whether a folder holds what an earlier run wrote, whole or damaged."""
+    manifest = folder / MANIFEST
+    return (folder / NOTE).is_file() or (
+        manifest.is_file() and FORMAT.encode() in manifest.read_bytes()
+    )
+
+
+def _check_folder(job: Job, folder: Path) -> None:
+    """Refuse a folder that is in use: only results of other runs can be replaced, when told to."""
+    inputs = {"model_args": str(job.model_path), "data_path": job.recipe.data_path}
+    for name, path in inputs.items():
+        if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"output_path {str(folder)!r} holds the {name} of this run; choose another folder"
+            )
+    if not folder.is_dir() or (any(folder.iterdir()) and not _is_result(folder)):
+        raise ConfigError(
+            f"output_path {str(folder)!r} holds something that cmibq did not write; choose another"
+            " folder"
+        )
+    if any(folder.iterdir()) and not job.recipe.overwrite:
+        raise ConfigError(
+            f"output_path {str(folder)!r} holds something else (another recipe, other inputs or a"
+            " damaged package); choose another folder, or set overwrite to replace it"
+        )
+
+
 def _check_outputs(job: Job) -> None:
-    """Refuse to touch results of other runs, unless told to."""
+    """Refuse places that cannot be written, and results of other runs unless told to."""
     if job.output is None and job.scales is None:
         raise ConfigError("output_path is empty; name the folder for the quantised model")
-    if job.recipe.overwrite:
-        return
-    if job.scales is not None and job.recipe.run_process and job.scales.exists():
-        load_scales(job.scales, fingerprint=job.fingerprint)
-    if job.output is None or job.output_is_made or not job.output.exists():
-        return
-    if not job.output.is_dir() or any(job.output.iterdir()):
-        raise ConfigError(
-            f"output_path {str(job.output)!r} holds something else (another recipe, other inputs or"
-            " a damaged package); choose another folder, or set overwrite to replace it"
-        )
+    writes_scales = job.scales is not None and job.recipe.run_process
+    if job.scales is not None and writes_scales and not job.scales_are_made:
+        if job.scales.exists() and not job.recipe.overwrite:
+            load_scales(job.scales, fingerprint=job.fingerprint)
+        check_writable(job.scales)
+    if job.output is not None and not job.output_is_made:
+        if job.output.exists():
+            _check_folder(job, job.output)
+        check_writable(job.output)
 
 
 def _samples(recipe: QuantRecipe) -> list[CalibSample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmibq.data import CALIBRATIONS, Encoded, collate
+from cmibq.errors import StorageError
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import is_package, load_scales, save_scales
 from cmibq.io import load as load_package
@@ -183,7 +185,12 @@ def _work(job: Job, progress: bool) -> dict[str, Any]:
         bar.update(total - bar.n)
     notes = _notes(job, loaded, found, samples)
     _write_scales(job, tables, found)
-    _write(job, loaded, notes, samples)
+    try:
+        _write(job, loaded, notes, samples)
+    except StorageError as error:
+        # Another process may have done the same run meanwhile: then its folder is as good.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not job.made_output():
+            raise
     job.journal.remove()
     return notes
 
