@@ -59,11 +59,12 @@ types: $(VENV)
 	$(BIN)/mypy tests/typing
 
 # Address and undefined-behaviour sanitizers over everything that calls C without torch.
+# pytest must leave stderr alone: what it captured would be lost with the process.
 asan: $(VENV)
 	CMIBQ_SANITIZE=address $(BIN)/python setup.py -q build --build-base .build-asan --build-lib .build-asan/lib
 	PYTHONPATH=.build-asan/lib:. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q -o pythonpath= -m "not slow" \
+	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q --capture=sys -o pythonpath= -m "not slow" \
 	tests/kernels tests/arrays tests/test_capi.py
 
 bench: $(VENV)
