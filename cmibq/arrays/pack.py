@@ -29,8 +29,7 @@ def pack(codes: U8, *, bits: int) -> U8:
         >>> pack(np.uint8([[1, 2, 3]]), bits=4)
         array([[33,  3]], dtype=uint8)
     """
-    rows, cols = codes.shape
-    out = np.empty((rows, (cols * bits + 7) // 8), np.uint8)
+    out = np.empty((len(codes), (codes.shape[-1] * bits + 7) // 8), np.uint8)
     kernels().pack_row(codes, bits, out)
     return out
 

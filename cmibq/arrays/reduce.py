@@ -32,7 +32,7 @@ def minmax(x: F32, *, axis: int = 0) -> tuple[F32, F32]:
         (array([-2.,  3.], dtype=float32), array([1., 4.], dtype=float32))
     """
     check_axis(axis)
-    mn, mx = (np.empty(x.shape[axis], np.float32) for _ in range(2))
+    mn, mx = (np.empty(x.shape[-axis], np.float32) for _ in range(2))
     k = kernels()
     (k.minmax_col if axis else k.minmax_row)(x, mn, mx)
     return mn, mx
@@ -53,7 +53,7 @@ def absmax(x: F32, *, axis: int = 0) -> F32:
         array([3., 4.], dtype=float32)
     """
     check_axis(axis)
-    out = np.empty(x.shape[axis], np.float32)
+    out = np.empty(x.shape[-axis], np.float32)
     k = kernels()
     (k.absmax_col if axis else k.absmax_row)(x, out)
     return out
@@ -81,7 +81,7 @@ def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0) -> F64:
     check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
-    out = np.empty(x.shape[axis], np.float64)
+    out = np.empty(x.shape[-axis], np.float64)
     if axis:
         kernels().abssum_col(x, weight, out)
     else:

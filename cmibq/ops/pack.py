@@ -47,7 +47,7 @@ def _unpack_cpu(packed: Tensor, bits: int, cols: int) -> Tensor:
 
 
 def _fake(codes: Tensor, bits: int) -> Tensor:
-    return codes.new_empty(codes.shape[0], _bytes(codes.shape[1], bits))
+    return codes.new_empty(codes.shape[0], _bytes(codes.shape[-1], bits))
 
 
 def _unpack_fake(packed: Tensor, bits: int, cols: int) -> Tensor:

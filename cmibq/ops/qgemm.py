@@ -68,7 +68,7 @@ def _multiply(
     core, x, w = kernels(), [view(t) for t in inputs], view(packed)
     halves = view(scale).view(np.uint16)  # float16 crosses as uint16
     extra = [None if t is None else view(t) for t in (zero, bias)]
-    sizes = (x[0].shape[0], w.shape[0], x[0].shape[1], halves.shape[1])
+    sizes = (x[0].shape[0], w.shape[0], x[0].shape[-1], halves.shape[-1])
     work = np.empty(core.qgemm_workspace(*sizes, bits), np.uint8)
     out = torch.empty(sizes[:2])
     getattr(core, name)(*x, w, bits, halves, *extra, view(out), work)

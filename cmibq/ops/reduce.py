@@ -31,7 +31,7 @@ def reference_minmax(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 def reference_absmax(x: Tensor, axis: int) -> Tensor:
     """Return max |x| of each row or column; 0 where there is nothing."""
     if x.shape[1 - axis] == 0:
-        return x.new_zeros(x.shape[axis])
+        return x.new_zeros(x.shape[-axis])
     return x.abs().amax(1 - axis)
 
 
@@ -73,15 +73,15 @@ def _abssum_cpu(x: Tensor, weight: Tensor | None, axis: int) -> Tensor:
 
 
 def _minmax_fake(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[axis]), x.new_empty(x.shape[axis])
+    return x.new_empty(x.shape[-axis]), x.new_empty(x.shape[-axis])
 
 
 def _absmax_fake(x: Tensor, axis: int) -> Tensor:
-    return x.new_empty(x.shape[axis])
+    return x.new_empty(x.shape[-axis])
 
 
 def _abssum_fake(x: Tensor, weight: Tensor | None, axis: int) -> Tensor:
-    return x.new_empty(x.shape[axis], dtype=torch.float64)
+    return x.new_empty(x.shape[-axis], dtype=torch.float64)
 
 
 LIBRARY.impl("minmax", _minmax_cpu, "CPU")

@@ -69,3 +69,14 @@ def test_an_axis_that_is_neither_rows_nor_columns_is_refused(name: str, axis: in
         getattr(arrays, name)(*square, axis=axis)
     with pytest.raises(ConfigError, match=f"axis is {axis}; allowed are 0"):
         getattr(ops, name)(*map(torch.from_numpy, square), axis=axis)
+
+
+@pytest.mark.parametrize("name", ["minmax", "absmax", "abssum", "pack", "qgemm"])
+def test_a_vector_is_refused_by_name(name: str) -> None:
+    rest = [np.zeros((2, 4), np.uint8), np.ones((2, 1), np.float16)] if name == "qgemm" else []
+    x = np.ones(8, np.uint8 if name == "pack" else np.float32)
+    more = {"bits": 4} if name in ("pack", "qgemm") else {"axis": 1}
+    with pytest.raises(ValueError, match="has 1 dimensions, expected 2"):
+        getattr(arrays, name)(x, *rest, **more)
+    with pytest.raises(ValueError, match="has 1 dimensions, expected 2"):
+        getattr(ops, name)(*map(torch.from_numpy, [x, *rest]), **more)
