@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from cmibq.cli import checks
 from cmibq.cli.checks import Check
-from cmibq.cli.options import read_options
 from cmibq.cli.output import say
+from cmibq.errors import ConfigError, nearest
 
-__all__ = ["DoctorOptions", "examine", "run"]
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """What ``cmibq doctor`` can be asked."""
-
-    json: bool = field(default=False, metadata={"help": "print JSON instead of text"})
+__all__ = ["examine", "run"]
 
 
 def examine() -> list[Check]:
@@ -31,14 +25,16 @@ def examine() -> list[Check]:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run the command; 1 if something is broken."""
+    """Run the command; 1 if something is broken. Needs nothing that an extra brings."""
     about = "Check this installation; exit code 1 if something is broken."
-    options = read_options("doctor", DoctorOptions, words, about=about, from_file=False)
-    if options.done:
-        return 0
+    parser = argparse.ArgumentParser("cmibq doctor", description=about, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ConfigError(f"unknown flag {unknown[0]!r}; {nearest(unknown[0], ['--json'])}")
     found = examine()
     broken = any(check.state == "fail" for check in found)
-    if options.runs[0].json:
+    if options.json:
         say(json.dumps({"ok": not broken, "checks": [asdict(c) for c in found]}, indent=1))
     else:
         say(_text(found))

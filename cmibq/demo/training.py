@@ -8,8 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +25,7 @@ from cmibq.demo.model import build_model
 from cmibq.demo.packing import IGNORE, Packer
 from cmibq.demo.scenes import KINDS, Picture, Pool, compose, load_pool
 from cmibq.fileio import sha256_bytes, write_bytes, write_json
+from cmibq.ops.library import torch_threads
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -57,16 +57,6 @@ def restart_with_heap_settings() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Helper(nn.Module):
@@ -234,7 +224,7 @@ def train(
     out_dir, steps = Path(out_dir), STEPS if steps is None else steps
     out_dir.mkdir(parents=True, exist_ok=True)
     model = build_model(seed)
-    with _threads(threads) as used:
+    with torch_threads(threads) as used:
         start = time.perf_counter()
         seen, curve = _fit(model, load_pool("train"), seed=seed, steps=steps)
         seconds = time.perf_counter() - start

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cmibq import __version__
 from cmibq.errors import ConfigError, DataError
@@ -29,6 +26,7 @@ from cmibq.io import Package, check_probe, is_package
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, LayerSpec
 from cmibq.models import LoadedModel
+from cmibq.ops.library import torch_threads
 from cmibq.recipe import EvalConfig, parse_model_args
 
 __all__ = ["RESULT", "SAMPLES", "evaluate"]
@@ -39,16 +37,6 @@ _NO_EFFECT = ("name", "model_args", "data_path", "image_folder", "output_path", 
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
@@ -218,7 +206,7 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         StorageError: disk full or not permitted.
     """
     folder = parse_model_args(cfg.model_args)
-    with _threads(cfg.threads):
+    with torch_threads(cfg.threads):
         fingerprint = _fingerprint(cfg, folder) if folder.is_dir() else ""
         if done := _finished(cfg, fingerprint):
             return done | {"skipped": True}

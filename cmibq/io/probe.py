@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.io.tensors import read_tensors
+from cmibq.ops.library import torch_threads
 
 __all__ = ["ProbeCheck", "align_", "answer", "compare"]
 
@@ -69,16 +70,6 @@ def answer(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, _LOGITS: _logits(model, inputs)}
 
 
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def compare(model: nn.Module, path: Path, threads: int | None) -> ProbeCheck | None:
     """Run a saved probe through a model; None if it has no logits.
 
@@ -89,7 +80,7 @@ def compare(model: nn.Module, path: Path, threads: int | None) -> ProbeCheck | N
     saved = inputs.pop(_LOGITS, None)
     if saved is None:
         return None
-    with _threads(threads):
+    with torch_threads(threads):
         found = _logits(model, inputs)
     if found.shape != saved.shape or found.dtype != saved.dtype:
         return ProbeCheck(False, float("inf"))

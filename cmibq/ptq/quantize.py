@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cmibq.io import is_package, load_scales, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
 from cmibq.models import LoadedModel, check_weights, load, save_float
+from cmibq.ops.library import torch_threads
 from cmibq.ptq.job import NOTE, Job, prepare
 from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.run import from_entries, process_, to_entries
@@ -58,16 +58,6 @@ class QuantizeResult:
     seconds: float
     layer_errors: dict[str, float] = field(default_factory=dict, repr=False)
     groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _known(job: Job, loaded: LoadedModel) -> dict[int, BlockFound] | None:
@@ -222,7 +212,7 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
         StorageError: an output cannot be written.
     """
     start = time.monotonic()
-    with _threads(recipe.threads):
+    with torch_threads(recipe.threads):
         job = prepare(recipe)
         skipped = job.is_finished
         notes = _earlier_notes(job) if skipped else _work(job, progress)

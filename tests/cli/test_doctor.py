@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,13 @@ def test_missing_packages_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> N
     found = {c.name: c for c in checks.check_versions()}
     assert found["torch"].cure == "pip install 'cmibq[torch]'"
     assert found["torch"].state == "warn"
+
+
+def test_it_works_without_any_extra() -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('jsonargparse', 'yaml', 'torch', 'tqdm'));"
+        "from cmibq.cli.main import main; sys.exit(main(['doctor', '--json']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr == ""
+    assert {c["name"] for c in json.loads(run.stdout)["checks"]} >= {"numpy", "C extension"}
