@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ __all__ = ["EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]
 _LOSSES = ("mae", "mse")
 _VARIANTS = ("default", "reference")
 _DEVICES = ("auto", "cpu")
-# Fields that say where things are or how to run, not what comes out.
-_NO_EFFECT = frozenset(
+_MOST_THREADS = 1024  # thread libraries crash beyond
+_NO_EFFECT = frozenset(  # on what comes out
     "name model_args data_path image_folder text_data_path scale_path output_path run_process"
     " threads overwrite".split()
 )
@@ -42,9 +43,9 @@ def _choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"{name} is {value!r}; allowed are {', '.join(allowed)}")
 
 
-def _at_least(name: str, value: int | None, lowest: int) -> None:
-    if value is not None:
-        _require(value >= lowest, f"{name} is {value}; allowed are integers from {lowest}")
+def _at_least(name: str, value: int | None, lowest: int, most: int | None = None) -> None:
+    text = f"{name} is {value}; allowed are integers from {lowest}{f' to {most}' if most else ''}"
+    _require(value is None or lowest <= value <= (most or value), text)
 
 
 def parse_model_args(text: str) -> Path:
@@ -61,7 +62,9 @@ def parse_model_args(text: str) -> Path:
         >>> str(parse_model_args("pretrained=models/llava,device_map=auto"))
         'models/llava'
     """
-    pairs = dict(part.partition("=")[::2] for part in text.split(",") if part.strip())
+    _require("=" in text, f"model_args is {text!r}; write pretrained=DIR, a local model folder")
+    parts = re.split(r",\s*(?=\w+\s*=)", text.strip(" ,"))  # a folder may have a comma in its name
+    pairs = dict(part.partition("=")[::2] for part in parts)
     pairs = {key.strip(): value.strip() for key, value in pairs.items()}
     for key in pairs:
         hint = nearest(key, ("pretrained", "device_map"))
@@ -163,7 +166,7 @@ class QuantRecipe(_Weights):
         _at_least("n_grid", self.n_grid, 2)
         _at_least("n_samples", self.n_samples, 1)
         _at_least("seed", self.seed, 0)
-        _at_least("threads", self.threads, 1)
+        _at_least("threads", self.threads, 1, _MOST_THREADS)
         self._check_calibration()
 
     def _check_calibration(self) -> None:
@@ -231,7 +234,7 @@ class EvalConfig(_Weights):
         _choice("variant", self.variant, _VARIANTS)
         _at_least("limit", self.limit, 1)
         _at_least("batch_size", self.batch_size, 1)
-        _at_least("threads", self.threads, 1)
+        _at_least("threads", self.threads, 1, _MOST_THREADS)
         _at_least("speed_prompts", self.speed_prompts, 0)
         _at_least("speed_tokens", self.speed_tokens, 1)
         if self.pseudo_quant:

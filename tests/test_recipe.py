@@ -36,6 +36,7 @@ def test_every_field_has_a_default_and_help(cls: type) -> None:
         ({"n_samples": 0}, "n_samples is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": 100_000}, "threads is 100000; allowed are integers from 1 to 1024"),
         ({"calib_data": "pileval", "few_shot_format": True}, "applies to coco only"),
         ({"calib_data": "pileval", "reweight": True}, "applies to coco only"),
         ({"few_shot_format": True, "interleave_format": True}, "choose one"),
@@ -82,6 +83,7 @@ def test_group_size_of_weight_activation_recipes() -> None:
     ("text", "message"),
     [
         ("", "write pretrained=DIR"),
+        ("models/llava", "write pretrained=DIR"),
         ("device_map=auto", "write pretrained=DIR"),
         ("pretrain=x", "did you mean 'pretrained'"),
         ("pretrained=x,device_map=cuda", "device_map of model_args is 'cuda'"),
@@ -94,6 +96,7 @@ def test_model_args_refuses(text: str, message: str) -> None:
 
 def test_model_args_keeps_equal_signs_in_paths() -> None:
     assert parse_model_args(" pretrained = a=b ") == Path("a=b")
+    assert parse_model_args("pretrained=a, b/c,d,device_map=cpu,") == Path("a, b/c,d")
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

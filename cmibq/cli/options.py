@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from cmibq.errors import ConfigError, nearest
 __all__ = ["Options", "read_options"]
 
 T = TypeVar("T")
+_OUTPUT: Final = ("output_path",)
 
 _KINDS: Final = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _OWN: Final = {
@@ -221,13 +223,16 @@ def _check_outputs(runs: Sequence[Any], file: str) -> None:
     """Two runs must not write to one place."""
     seen: dict[str, int] = {}
     for number, run in enumerate(runs, 1):
-        output = getattr(run, "output_path", "")
-        if output and output in seen:
-            raise ConfigError(
-                f"{file}: runs {seen[output]} and {number} both have output_path {output!r}; "
-                "give each run its own"
-            )
-        seen[output] = number
+        names = ("output_path", "scale_path") if getattr(run, "run_process", False) else _OUTPUT
+        for name in names:
+            given = getattr(run, name, "")
+            place = os.path.realpath(os.path.expanduser(given)) if given else ""
+            if place and place in seen:
+                raise ConfigError(
+                    f"{file}: runs {seen[place]} and {number} both have {name} {given!r}; "
+                    "give each run its own"
+                )
+            seen[place] = number
 
 
 def _to_yaml(cls: type[Any], runs: Sequence[Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from cmibq.recipe import QuantRecipe
 from cmibq.registry import Registry
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from cmibq.data.prompts import Encoded
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Calibration",
     "Message",
     "check_images",
+    "open_image",
     "read_items",
     "read_json_items",
 ]
@@ -142,6 +147,10 @@ def _messages(where: str, item: dict[str, Any]) -> tuple[Message, ...]:
                 f"{where}: turn {number} is {turn!r}; write {{'from': 'human' or 'gpt' or 'system',"
                 " 'value': text}"
             )
+        if IMAGE in text and _ROLES[role] == "assistant":
+            raise DataError(
+                f"{where}: turn {number} has {IMAGE} in an answer; move it to a question"
+            )
         made.append(Message(_ROLES[role], text))
     if not any(m.role == "assistant" and m.text.strip() for m in made):
         raise DataError(f"{where}: no answer; add a turn {{'from': 'gpt', 'value': text}}")
@@ -183,28 +192,46 @@ def read_items(
     return [_sample(where, item, folder) for where, item in items]
 
 
-def check_images(samples: Iterable[CalibSample]) -> None:
-    """Open the header of every image that the samples name.
+@contextlib.contextmanager
+def open_image(path: Path, where: str = "") -> Iterator[Image]:
+    """Open an image; whatever goes wrong until it is closed again is told with its name.
+
+    Args:
+        path: the file.
+        where: the item that names it, for messages.
 
     Raises:
-        DataError: an image is missing or no image; names it and the item.
+        DataError: the file is missing, truncated, too large or no image.
     """
     from PIL import Image
 
+    place = f"{where}: " if where else ""
+    if not path.is_file():
+        raise DataError(f"{place}image {str(path)!r} does not exist; check image_folder")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{place}image {str(path)!r} cannot be read ({error}); replace it"
+        ) from error
+
+
+def check_images(samples: Iterable[CalibSample]) -> None:
+    """Decode every image that the samples name.
+
+    Raises:
+        DataError: an image is missing, truncated or no image; names it and the item.
+    """
     seen: set[Path] = set()
     for sample in samples:
         for path in sample.images:
             if path in seen:
                 continue
             seen.add(path)
-            if not path.is_file():
-                raise DataError(
-                    f"{sample.where}: image {str(path)!r} does not exist; check image_folder"
-                )
-            try:
-                with Image.open(path):
-                    pass
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(
-                    f"{sample.where}: image {str(path)!r} cannot be read ({error}); replace it"
-                ) from error
+            with open_image(path, sample.where) as image:
+                image.load()

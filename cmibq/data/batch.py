@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmibq.data.base import open_image
 from cmibq.data.prompts import Encoded
 from cmibq.errors import DataError
 
@@ -54,15 +55,10 @@ def load_images(paths: Sequence[Path], processor: Any) -> Tensor:
     Raises:
         DataError: an image cannot be decoded or comes out of another size than the first.
     """
-    from PIL import Image
-
     pictures = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                pictures.append(image.convert("RGB"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"image {str(path)!r} cannot be read ({error}); replace it") from error
+        with open_image(path) as image:
+            pictures.append(image.convert("RGB"))
     made = [torch.as_tensor(p) for p in processor.image_processor(pictures)["pixel_values"]]
     for path, pixels in zip(paths, made, strict=True):
         if pixels.shape != made[0].shape:

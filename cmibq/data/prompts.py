@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmibq.data.base import IMAGE, CalibSample, Message
+from cmibq.data.base import IMAGE, CalibSample, Message, open_image
 from cmibq.errors import DataError
 
 __all__ = ["Encoded", "encode", "image_token_count"]
@@ -180,15 +180,14 @@ def encode(samples: Sequence[CalibSample], processor: Any) -> list[Encoded]:
     Raises:
         DataError: an image cannot be read, the template does not fit; names the item.
     """
-    from PIL import Image
-
     renderer, known = _Renderer(processor), dict[_Messages, tuple[list[int], list[bool]]]()
     first = next((s.images[0] for s in samples if s.images), None)
     count, image_id = 1, None
     if first is not None:
         image_id = _image_id(processor)
-        with Image.open(first) as image:
-            count = image_token_count(processor, image.convert("RGB"))
+        with open_image(first) as image:
+            picture = image.convert("RGB")
+        count = image_token_count(processor, picture)
     made = []
     for sample in samples:
         if sample.messages not in known:

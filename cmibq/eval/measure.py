@@ -21,8 +21,8 @@ from cmibq.eval.questions import data_hash, images_hash, load_items, load_questi
 from cmibq.eval.samples import Sample, read_samples, write_samples
 from cmibq.eval.score import score
 from cmibq.eval.speed import generation_rate
-from cmibq.fileio import read_json, sha256_bytes, sha256_file, write_json
-from cmibq.io import Package, check_probe, is_package
+from cmibq.fileio import check_writable, read_json, sha256_bytes, sha256_file, write_json
+from cmibq.io import Package, check_probe, is_package, load_scales
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, LayerSpec
 from cmibq.models import LoadedModel
@@ -47,6 +47,7 @@ def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
     facts["data"] = data_hash(cfg.data_path)
     facts["images"] = images_hash(load_items(cfg.data_path, cfg.image_folder, cfg.limit))
     if cfg.scale_path:
+        load_scales(Path(cfg.scale_path).expanduser())
         facts["scale_path"] = sha256_file(Path(cfg.scale_path).expanduser())
     if cfg.baseline:
         facts["baseline"] = _baseline(cfg)[1]
@@ -210,6 +211,8 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         fingerprint = _fingerprint(cfg, folder) if folder.is_dir() else ""
         if done := _finished(cfg, fingerprint):
             return done | {"skipped": True}
+        if cfg.output_path:
+            check_writable(Path(cfg.output_path).expanduser() / RESULT)
         measured, samples = _measure(cfg, folder, progress)
         result: Json = {
             "name": cfg.name,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from cmibq.errors import ModelError
-from cmibq.io import load_scales
+from cmibq.io import ScaleEntry, load_scales
 from cmibq.io.manifest import LayerSpec
 from cmibq.models import LoadedModel
 from cmibq.nn import prepare_
@@ -20,19 +22,19 @@ __all__ = ["pseudo_quantize_"]
 def _apply_file_(loaded: LoadedModel, path: str) -> None:
     """Fuse the scales of a file into the model."""
     adapter, modules = loaded.adapter, dict(loaded.model.named_modules())
-    groups: dict[tuple[str, tuple[str, ...]], LinearGroup] = {
-        (group.prev, group.linears): group
+    groups: dict[tuple[str, ...], LinearGroup] = {
+        ScaleEntry(group.prev, group.linears, torch.ones(1)).place: group
         for name, block in adapter.blocks(loaded.model)
         for group in adapter.groups(name, block)
     }
-    for prev, linears, scales in load_scales(path).entries:
-        group = groups.get((prev, linears))
+    for entry in load_scales(Path(path).expanduser()).entries:
+        group = groups.get(entry.place)
         if group is None:
             raise ModelError(
-                f"{path}: the model has no group {prev} -> {', '.join(linears)}; the scales belong "
-                "to another model"
+                f"{path}: the model has no group {entry.prev} -> {', '.join(entry.linears)}; the "
+                "scales belong to another model"
             )
-        apply_scales_(modules, group, scales)
+        apply_scales_(modules, group, entry.scales)
 
 
 @torch.no_grad()

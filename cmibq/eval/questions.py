@@ -60,6 +60,8 @@ def data_hash(path: str | Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
+    if not str(path):
+        raise DataError("data_path is empty; name a .json or .jsonl file of questions")
     try:
         return sha256_file(Path(path).expanduser())
     except OSError as error:
@@ -94,6 +96,9 @@ def _items(data: str, content: str, images: str, limit: int | None) -> list[Cali
     for sample in samples:
         if not any(m.role == "assistant" for m in sample.messages):
             raise DataError(f"{sample.where}: no answer to compare with; add one or leave it out")
+        scans = sample.raw.get("scans") or []
+        if not isinstance(scans, list) or not all(isinstance(s, str | int) for s in scans):
+            raise DataError(f"{sample.where}: scans is {scans!r}; write a list of names or numbers")
     check_images(samples)
     return samples
 

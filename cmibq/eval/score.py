@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.data import Batch, CalibSample, Encoded, collate, plan
+from cmibq.errors import ModelError
 from cmibq.eval.questions import Questions
 from cmibq.eval.samples import Sample
 from cmibq.models import LoadedModel
@@ -103,11 +104,15 @@ def _sample(
     name: str, encoded: Encoded, likely: Tensor, best: Tensor, right: Tensor, tool: Any
 ) -> Sample:
     item = encoded.sample
+    if not bool(torch.isfinite(likely).all()):
+        raise ModelError(
+            f"{item.where}: the model gives logits that are NaN or infinite; check its weights"
+        )
     raw_image = item.raw.get("image") or ""
     return Sample(
         id=name,
         kind=str(item.raw.get("kind", "")),
-        scans=tuple(item.raw.get("scans", ())),
+        scans=tuple(item.raw.get("scans") or ()),
         question=_said(item, "user"),
         answer=_said(item, "assistant"),
         pred=str(tool.decode(best, skip_special_tokens=True)).strip(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["ScaleEntry", "Scales", "load_scales", "save_scales"]
 _FORMAT: Final = "cmibq-scales"
 _VERSION: Final = 1
 _KEY: Final = "cmibq"
+_PLACE: Final = re.compile(r"^.*?(layers\.\d+\..+)$")
 _SUFFIXES: Final = (".pt", ".pth", ".safetensors")
 
 
@@ -30,6 +32,11 @@ class ScaleEntry(NamedTuple):
     prev: str
     linears: tuple[str, ...]
     scales: Tensor
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Names from the number of the block on; how they start differs by library."""
+        return tuple(_PLACE.sub(r"\1", name) for name in (self.prev, *self.linears))
 
 
 @dataclass(frozen=True)

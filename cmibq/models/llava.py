@@ -7,16 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmibq.errors import ModelError
 from cmibq.models.base import LLAMA_ROWS, MODELS, Adapter
 
 __all__ = ["LLAVA", "image_features"]
 
 
 def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Return the projected features [U, V, C] of images [U, 3, H, W]."""
+    """Return the projected features [U, V, C] of images [U, 3, H, W].
+
+    Raises:
+        ModelError: the vision tower takes images of another size.
+    """
     hosted: Any = model
     dtype = hosted.get_input_embeddings().weight.dtype
-    found = hosted.get_image_features(pixel_values.to(dtype), return_dict=True)
+    try:
+        found = hosted.get_image_features(pixel_values.to(dtype), return_dict=True)
+    except ValueError as error:
+        size = " x ".join(map(str, pixel_values.shape[-2:]))
+        raise ModelError(
+            f"the vision tower cannot take images of {size} pixels ({error}); resize them, or set"
+            " do_resize and size in processor_config.json"
+        ) from error
     features = found.pooler_output
     return features if isinstance(features, Tensor) else torch.stack(list(features))
 

@@ -185,6 +185,7 @@ def _weights(folder: Path) -> nn.Module:
                 dtype="auto",
                 local_files_only=True,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # told below, with names
                 output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise many kinds
@@ -217,7 +218,8 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
         raise ModelError(
             f"{folder} is already quantised; pass the float model (a package is opened by eval)"
         )
-    return LoadedModel(_weights(folder), load_processor(folder), adapter, folder)
+    processor = load_processor(folder)
+    return LoadedModel(_weights(folder), processor, adapter, folder)
 
 
 def save_float(loaded: LoadedModel, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -61,12 +60,6 @@ def _calibrate(
     return streams, ratios
 
 
-def _place(name: str) -> str:
-    """Return a module name from the number of its block on; how it starts differs by library."""
-    found = re.search(r"layers\.\d+\..+", name)
-    return found.group() if found else name
-
-
 def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int, BlockFound]:
     """Return the scales of a file per block and group.
 
@@ -78,17 +71,16 @@ def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int
     for index, (name, block) in enumerate(loaded.adapter.blocks(loaded.model)):
         found[index] = {}
         for group in loaded.adapter.groups(name, block):
-            key = (_place(group.prev), tuple(map(_place, group.linears)))
+            key = ScaleEntry(group.prev, group.linears, torch.ones(1)).place
             places[key] = (index, group.name)
-    for prev, linears, scales in entries:
-        key = (_place(prev), tuple(map(_place, linears)))
-        if key not in places:
+    for entry in entries:
+        if entry.place not in places:
             raise ModelError(
-                f"the scales of {prev} -> {', '.join(linears)} belong to no group of this model;"
-                " scale_path was made for another model"
+                f"the scales of {entry.prev} -> {', '.join(entry.linears)} belong to no group of"
+                " this model; scale_path was made for another model"
             )
-        index, group_name = places[key]
-        found[index][group_name] = GroupFound(GroupResult(scales.float(), [], None), {})
+        index, group_name = places[entry.place]
+        found[index][group_name] = GroupFound(GroupResult(entry.scales.float(), [], None), {})
     return found
 
 

@@ -9,6 +9,7 @@ import yaml
 from cmibq.cli.options import read_options
 from cmibq.cli.yamlfile import list_shipped
 from cmibq.errors import ConfigError
+from cmibq.recipe import QuantRecipe
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def test_wrong_flags_are_named(words: list[str], message: str) -> None:
         ("just words", "a.yaml is 'just words'; it must be a mapping"),
         ("!!python/object:os.system {}", "a.yaml, line 1"),
         ("- {output_path: x}\n- {output_path: x}", "runs 1 and 2 both have output_path 'x'"),
+        ("- {output_path: x}\n- {output_path: ./x/}", "1 and 2 both have output_path './x/'"),
     ],
 )
 def test_wrong_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -125,6 +127,16 @@ def test_wrong_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read("--config", file)
     assert message in str(caught.value)
+
+
+def test_scales_are_written_once_and_read_often(tmp_path: Path) -> None:
+    searched = "- {run_process: true, scale_path: s.pt, output_path: a}\n"
+    read_only = "- {scale_path: s.pt, output_path: b}\n"
+    file = write(tmp_path / "a.yaml", searched + read_only)
+    assert len(read_options("q", QuantRecipe, ["--config", file], about="q").runs) == 2
+    file = write(tmp_path / "b.yaml", searched + searched.replace(": a", ": c"))
+    with pytest.raises(ConfigError, match=r"runs 1 and 2 both have scale_path 's\.pt'"):
+        read_options("q", QuantRecipe, ["--config", file], about="q")
 
 
 def test_binary_file_is_no_yaml(tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cmibq.data import CALIBRATIONS, Message, check_images, read_items, read_json_items
+from cmibq.data import (
+    CALIBRATIONS,
+    Message,
+    check_images,
+    load_images,
+    read_items,
+    read_json_items,
+)
 from cmibq.data.coco import choose
 from cmibq.errors import ConfigError, DataError
 from cmibq.recipe import QuantRecipe
@@ -120,3 +127,40 @@ def test_coco_checks_the_images_it_takes(tmp_path: Path) -> None:
 def test_unknown_calibration_data_offers_names() -> None:
     with pytest.raises(ConfigError, match="did you mean 'coco'"):
         CALIBRATIONS["coc"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("damage", ["half", "flip"])
+def test_damaged_images_are_named(tmp_path: Path, kind: str, damage: str) -> None:
+    image = tmp_path / f"a.{kind}"
+    Image.effect_noise((32, 32), 99).convert("RGB").save(image)
+    content = bytearray(image.read_bytes())
+    if damage == "half":
+        del content[len(content) // 2 :]
+    elif kind == "png":
+        content[len(content) // 2] ^= 255
+    else:
+        content[:2] = b"xx"
+    image.write_bytes(bytes(content))
+    samples = read_items(written(tmp_path, [{"image": image.name, "conversations": TALK}]))
+    with pytest.raises(DataError, match=rf"item 0: image '.*a\.{kind}' cannot be read .*replace"):
+        check_images(samples)
+    with pytest.raises(DataError, match=rf"image '.*a\.{kind}' cannot be read"):
+        load_images(samples[0].images, None)
+
+
+def test_large_images_give_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    samples = read_items(written(tmp_path, [{"image": "a.png", "conversations": TALK}]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    check_images(samples)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match=r"a\.png' cannot be read .*exceeds limit"):
+        check_images(samples)
+
+
+def test_images_in_answers_are_refused(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "<image> here"}]
+    path = written(tmp_path, [{"image": "a.png", "conversations": talk}])
+    with pytest.raises(DataError, match="item 0: turn 1 has <image> in an answer"):
+        read_items(path)

@@ -117,7 +117,8 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path, items_path: Pat
     whole = next(items_path.parent.glob("images/*.png")).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     sample = talk("<image>", "red", images=(tmp_path / "half.png",))
-    check_images([sample])
+    with pytest.raises(DataError, match=r"half\.png' cannot be read"):
+        check_images([sample])
     with pytest.raises(DataError, match=r"half\.png' cannot be read"):
         load_images(sample.images, make_processor())
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from cmibq import io, models
-from cmibq.errors import ConfigError, DataError, ModelError, PackageError
+from cmibq.errors import ConfigError, DataError, ModelError, PackageError, StorageError
 from cmibq.eval import evaluate, open_model, read_samples
 from cmibq.eval import measure as measuring
 from cmibq.nn import PackedLinear
@@ -187,6 +188,32 @@ def test_conflicts_are_told(packed: io.Package, items_path: Path, tmp_path: Path
         run(config(packed.path, items_path, pseudo_quant=True, w_bit=4, w_group=32))
     with pytest.raises(ConfigError, match=r"no result\.json; measure the float model first"):
         run(config(packed.path, items_path, baseline=str(tmp_path)))
+
+
+def test_what_stops_a_measurement_is_told_before_it(
+    packed: io.Package,
+    llava_dir: Path,
+    items_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measuring, "_measure", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot write"):
+        run(config(packed.path, items_path, tmp_path / "file"))
+    with pytest.raises(DataError, match="data_path is empty"):
+        run(replace(config(packed.path, items_path), data_path=""))
+    options = {"pseudo_quant": True, "w_bit": 4, "scale_path": str(tmp_path / "no.pt")}
+    with pytest.raises(PackageError, match=r"no\.pt does not exist"):
+        run(config(llava_dir, items_path, **options))
+
+
+def test_a_model_with_nan_is_told(items_path: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(write_llava(tmp_path / "m"))
+    model.model.language_model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"item \d+: the model gives logits that are NaN"):
+        run(config(tmp_path / "m", items_path))
 
 
 def test_baseline_on_other_questions(

@@ -147,6 +147,10 @@ def test_bad_questions(llava_dir: Path, tmp_path: Path) -> None:
     bad.write_text(json.dumps(items[0] | {"conversations": items[0]["conversations"][:1]}))
     with pytest.raises(DataError, match=r"line 1"):
         load_items(str(bad))
+    for scans in (5, [[1]], {"a": 1}):
+        bad.write_text(json.dumps(items[0] | {"scans": scans}))
+        with pytest.raises(DataError, match=r"line 1: scans is .*write a list of names"):
+            load_items(str(bad))
     with pytest.raises(DataError, match="cannot be read"):
         load_items(str(tmp_path / "nowhere.json"))
 

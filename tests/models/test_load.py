@@ -103,6 +103,21 @@ def test_missing_weights(llava_dir: Path, tmp_path: Path) -> None:
         load(other)
 
 
+def test_weights_of_another_shape_are_named(llava_dir: Path, tmp_path: Path) -> None:
+    other = changed(llava_dir, tmp_path / "m")
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"\d+ mismatched keys .*mlp\."):
+        load(other)
+
+
+def test_images_of_a_wrong_size_are_told(llava_dir: Path) -> None:
+    one = load(llava_dir)
+    with pytest.raises(ModelError, match=r"cannot take images of 7 x 9 pixels .*do_resize"):
+        one.adapter.image_features(one.model, torch.zeros(1, 3, 7, 9))
+
+
 def test_pickled_weights_are_not_read(llava_dir: Path, tmp_path: Path) -> None:
     other = changed(llava_dir, tmp_path / "m")
     (other / "model.safetensors").unlink()

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from cmibq.data import Batch
+from cmibq.eval.pseudo import pseudo_quantize_
+from cmibq.io import ScaleEntry, save_scales
 from cmibq.models import Adapter, LoadedModel
 from cmibq.models.base import LLAMA_ROWS
 from cmibq.ptq.journal import Journal
 from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.run import from_entries, process_, to_entries
 from cmibq.ptq.stream import BatchStream, make_stream
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import EvalConfig, QuantRecipe
 from tests.golden.loader import FOLDER, load
 
 MODEL, RUNS, REWEIGHT = load("model"), load("model_search"), load("reweight")
@@ -29,6 +31,8 @@ OPTIONS = {
     "w4a8_mae_reweight": {"w_bit": 4, "a_bit": 8, "loss_mode": "mae", "reweight": True},
     "rtn_w4": {"w_bit": 4, "method": "rtn"},
     "rtn_w4a8": {"w_bit": 4, "a_bit": 8, "method": "rtn"},
+    "smoothquant_w8a8_a0.5": {"w_bit": 8, "a_bit": 8, "method": "smoothquant"},
+    "smoothquant_w8a8_a0.8": {"w_bit": 8, "a_bit": 8, "method": "smoothquant", "alpha": 0.8},
 }
 LLAMA = Adapter(
     family="llama",
@@ -123,6 +127,33 @@ def test_logits_are_those_of_the_published_code(name: str, tmp_path: Path) -> No
     model, _ = run(name, tmp_path)
     want = torch.from_numpy(RUNS[f"{name}/logits"])
     torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("prefix", ["model", "language_model.model"])
+def test_measuring_rounds_as_the_published_code(name: str, prefix: str, tmp_path: Path) -> None:
+    """Scales go through a file, as from another program; activations are rounded too."""
+    entries = [
+        ScaleEntry(
+            e.prev.replace("model", prefix, 1),
+            tuple(n.replace("model", prefix, 1) for n in e.linears),
+            e.scales,
+        )
+        for e in run(name, tmp_path)[1]
+    ]
+    save_scales(tmp_path / "s.pt", entries)
+    model, fields = loaded(), {"method": "mbq"} | OPTIONS[name]
+    fields = {k: v for k, v in fields.items() if k in ("w_bit", "a_bit", "method")}
+    path = str(tmp_path / "s.pt") if entries else ""
+    settings: dict[str, Any] = {"w_group": 32, "variant": "reference", "scale_path": path}
+    pseudo_quantize_(model, EvalConfig(pseudo_quant=True, **settings, **fields))
+    want = torch.from_numpy(RUNS[f"{name}/logits"])
+    torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-4)
+
+
+def test_every_run_of_the_published_code_is_compared() -> None:
+    runs = {k.removesuffix("/logits") for k in RUNS if k.endswith("/logits")} - {"float"}
+    assert {r for r in runs if not r.endswith("distort")} == set(OPTIONS)
 
 
 def test_the_published_scale_file_is_understood(tmp_path: Path) -> None:
