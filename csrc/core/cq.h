@@ -43,4 +43,10 @@ typedef struct cq_affine {
 CQ_INLINE size_t cq_min_size(size_t a, size_t b) { return a < b ? a : b; }
 CQ_INLINE size_t cq_ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 
+/* Sum of the eight lanes of a sum over i % 8, pairwise: the order that every ISA keeps. */
+CQ_INLINE double cq_sum_lanes(const double *lane) {
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
 #endif

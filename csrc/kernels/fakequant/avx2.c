@@ -58,8 +58,7 @@ void cq_fakequant_bwd_f32_row_avx2(const float *x, const float *g, float *gx, si
         cq_fakequant_bwd_f32_row_scalar(x + i, g + i, gx + i, 1, p, &one);
         lane[i % 8] += one;
     }
-    *gscale =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *gscale = cq_sum_lanes(lane);
 }
 
 #include "core/isa_end.h"

@@ -62,7 +62,7 @@ void cq_fakequant_bwd_f32_row_avx512(const float *x, const float *g, float *gx, 
     }
     double l[8];
     _mm512_storeu_pd(l, lane);
-    *gscale = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+    *gscale = cq_sum_lanes(l);
 }
 
 #include "core/isa_end.h"

@@ -36,8 +36,7 @@ void cq_fakequant_bwd_f32_row_scalar(const float *x, const float *g, float *gx, 
         lane[i % 8] += (double)g[i] * (double)d;
         gx[i] = inside ? g[i] : 0.0f;
     }
-    *gscale =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *gscale = cq_sum_lanes(lane);
 }
 
 void cq_fakequant_bwd_f32_col_scalar(const float *x, const float *g, float *gx, size_t n,

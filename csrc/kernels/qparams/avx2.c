@@ -32,8 +32,7 @@ void cq_sqerr_f32_row_avx2(const float *x, size_t n, cq_affine p, double *err) {
         cq_sqerr_f32_row_scalar(x + i, 1, p, &one);
         lane[i % 8] += one;
     }
-    *err =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *err = cq_sum_lanes(lane);
 }
 
 #include "core/isa_end.h"

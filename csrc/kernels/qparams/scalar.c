@@ -17,6 +17,5 @@ void cq_sqerr_f32_row_scalar(const float *x, size_t n, cq_affine p, double *err)
         const double d = (double)(r - x[i]);
         lane[i % 8] += d * d;
     }
-    *err =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *err = cq_sum_lanes(lane);
 }

@@ -100,8 +100,7 @@ void cq_abssum_f32_row_avx2(const float *x, size_t n, double *out) {
     _mm256_storeu_pd(lane, even);
     _mm256_storeu_pd(lane + 4, odd);
     for (; i < n; i++) lane[i % 8] += (double)fabsf(x[i]);
-    *out =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *out = cq_sum_lanes(lane);
 }
 
 void cq_abssum_f32_col_avx2(const float *x, size_t n, double weight, double *out) {

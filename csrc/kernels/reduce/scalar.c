@@ -53,8 +53,7 @@ void cq_absmax_f32_col_scalar(const float *x, size_t n, float *out) {
 void cq_abssum_f32_row_scalar(const float *x, size_t n, double *out) {
     double lane[8] = {0};
     for (size_t i = 0; i < n; i++) lane[i % 8] += (double)fabsf(x[i]);
-    *out =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    *out = cq_sum_lanes(lane);
 }
 
 void cq_abssum_f32_col_scalar(const float *x, size_t n, double weight, double *out) {

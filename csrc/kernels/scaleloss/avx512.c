@@ -78,7 +78,7 @@ CQ_INLINE __m512d powered(__m512 e, int kind) {
 CQ_INLINE double ordered_sum(__m512d lanes) {
     double l[8];
     _mm512_storeu_pd(l, lanes);
-    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+    return cq_sum_lanes(l);
 }
 
 /* row[r] of `rows` tokens, a constant after inlining: the sums stay in registers. */

@@ -89,8 +89,7 @@ void cq_scaleloss_tile_f32_scalar(const float *x0, const float *b0, const float 
                 const double a = (double)e[half + j], b = (double)e[half + 8 + j];
                 lane[j] = kind ? a * a + b * b : fabs(a) + fabs(b);
             }
-            row += ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-                   ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+            row += cq_sum_lanes(lane);
         }
         total += token[r] * row;
     }
