@@ -4,7 +4,9 @@
 
 #include <math.h>
 
-cq_status cq_check_grid(cq_ctx *cx, const float *scale, const uint8_t *zero, size_t n, int bits) {
+/* Refuse a scale that is not finite and > 0, and a zero point that is no code. */
+static cq_status check_grid(cq_ctx *cx, const float *scale, const uint8_t *zero, size_t n,
+                            int bits) {
     for (size_t i = 0; i < n; i++) {
         if (!(scale[i] > 0.0f) || isinf(scale[i]))
             return cq_refuse(cx, CQ_BAD_SCALE, i, (double)scale[i]);
@@ -76,7 +78,7 @@ static void fake_tokens(void *ctx, size_t begin, size_t end, size_t block) {
 
 cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uint8_t *zero,
                        int bits, uint8_t *out, size_t R, size_t C) {
-    CQ_TRY(cq_check_grid(cx, scale, zero, R, bits));
+    CQ_TRY(check_grid(cx, scale, zero, R, bits));
     job j = {cx->k, x, out, scale, zero, NULL, bits, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, encode, &j);
     return CQ_OK;
@@ -84,7 +86,7 @@ cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uin
 
 cq_status cq_decode_row(cq_ctx *cx, const uint8_t *codes, const float *scale, const uint8_t *zero,
                         float *out, size_t R, size_t C) {
-    CQ_TRY(cq_check_grid(cx, scale, zero, R, 8));
+    CQ_TRY(check_grid(cx, scale, zero, R, 8));
     job j = {cx->k, codes, out, scale, zero, NULL, 8, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, decode, &j);
     return CQ_OK;

@@ -4,8 +4,9 @@
 
 #include <math.h>
 
-cq_status cq_check_affine(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
-                          size_t n) {
+/* Refuse a scale that is not finite and > 0, and bounds that are not small ordered integers. */
+static cq_status check_affine(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
+                              size_t n) {
     const float limit = 4194304.0f;
     for (size_t i = 0; i < n; i++) {
         if (!(scale[i] > 0.0f) || isinf(scale[i]))
@@ -58,7 +59,7 @@ static void backward_col(void *ctx, size_t begin, size_t end, size_t block) {
 
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
-    CQ_TRY(cq_check_affine(cx, scale, lo, hi, R));
+    CQ_TRY(check_affine(cx, scale, lo, hi, R));
     job j = {cx->k, x, NULL, scale, lo, hi, out, NULL, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, forward_row, &j);
     return CQ_OK;
@@ -66,7 +67,7 @@ cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const
 
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
-    CQ_TRY(cq_check_affine(cx, scale, lo, hi, C));
+    CQ_TRY(check_affine(cx, scale, lo, hi, C));
     job j = {cx->k, x, NULL, scale, lo, hi, out, NULL, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, forward_col, &j);
     return CQ_OK;
@@ -75,7 +76,7 @@ cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const
 cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
                                size_t R, size_t C) {
-    CQ_TRY(cq_check_affine(cx, scale, lo, hi, R));
+    CQ_TRY(check_affine(cx, scale, lo, hi, R));
     job j = {cx->k, x, g, scale, lo, hi, gx, gscale, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, backward_row, &j);
     return CQ_OK;
@@ -86,7 +87,7 @@ size_t cq_fakequant_bwd_blocks(size_t R, size_t C) { return cq_ceil_div(R, cq_gr
 cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C) {
-    CQ_TRY(cq_check_affine(cx, scale, lo, hi, C));
+    CQ_TRY(check_affine(cx, scale, lo, hi, C));
     job j = {cx->k, x, g, scale, lo, hi, gx, work, C};
     cq_parallel_rows(R, cq_grain(C), cx->threads, backward_col, &j);
     for (size_t c = 0; c < C; c++) gscale[c] = 0.0;

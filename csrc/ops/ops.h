@@ -6,10 +6,6 @@
 
 #include "core/dispatch.h"
 
-/* Refuse a scale that is not finite and > 0, and bounds that are not small ordered integers. */
-cq_status cq_check_affine(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
-                          size_t n);
-
 /* x, out [R, C]; scale, lo, hi [R] (row) or [C] (col). */
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C);
@@ -25,9 +21,6 @@ cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const
 cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C);
-
-/* Refuse a scale that is not finite and > 0, and a zero point that is no code. */
-cq_status cq_check_grid(cq_ctx *cx, const float *scale, const uint8_t *zero, size_t n, int bits);
 
 /* x [R, C]; results [R] (row) or [C] (col). No minimum or maximum of nothing: CQ_EMPTY. `weight`
  * [R] or NULL (ones); a row of weight 0 is not read, so it may hold NaN. */
@@ -80,6 +73,7 @@ typedef struct cq_scaleloss_args {
 /* How many doubles `work` holds. */
 size_t cq_scaleloss_workspace(size_t T, size_t N, size_t K, int act_bits);
 cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, double *work);
+
 /* A packed weight [N, K]: codes [N, cq_packed_bytes(K, bits)], scale float16 [N, G], zero codes
  * [N, cq_packed_bytes(G, bits)] or NULL (symmetric: 2**(bits-1)). G divides K; K / G is a multiple
  * of 8 unless G is 1. */
