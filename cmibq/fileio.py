@@ -164,12 +164,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         StorageError: disk full, not permitted, or a file stands where a folder is needed.
     """
     target = Path(os.path.realpath(path))
-    folder = next(p for p in target.parents if p.exists())
-    temporary = folder / _temporary(target).name
-    with _storage(target, temporary):
-        with open(temporary, "xb"):
-            pass
+    temporary = next(p for p in target.parents if p.exists()) / _temporary(target).name
+    try:
+        temporary.touch(exist_ok=False)
         temporary.unlink()
+    except OSError as error:
+        raise _explain(error, target) from error
 
 
 def _exchange(first: Path, second: Path) -> bool:

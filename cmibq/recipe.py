@@ -18,12 +18,12 @@ from typing import Any
 
 from cmibq.errors import ConfigError, nearest
 
-__all__ = ["EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]
+__all__ = ["MOST_THREADS", "EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]
 
 _LOSSES = ("mae", "mse")
 _VARIANTS = ("default", "reference")
 _DEVICES = ("auto", "cpu")
-_MOST_THREADS = 1024  # thread libraries crash beyond
+MOST_THREADS = 1024  # thread libraries crash beyond
 _NO_EFFECT = frozenset(  # on what comes out
     "name model_args data_path image_folder text_data_path scale_path output_path run_process"
     " threads overwrite".split()
@@ -166,7 +166,7 @@ class QuantRecipe(_Weights):
         _at_least("n_grid", self.n_grid, 2)
         _at_least("n_samples", self.n_samples, 1)
         _at_least("seed", self.seed, 0)
-        _at_least("threads", self.threads, 1, _MOST_THREADS)
+        _at_least("threads", self.threads, 1, MOST_THREADS)
         self._check_calibration()
 
     def _check_calibration(self) -> None:
@@ -234,7 +234,7 @@ class EvalConfig(_Weights):
         _choice("variant", self.variant, _VARIANTS)
         _at_least("limit", self.limit, 1)
         _at_least("batch_size", self.batch_size, 1)
-        _at_least("threads", self.threads, 1, _MOST_THREADS)
+        _at_least("threads", self.threads, 1, MOST_THREADS)
         _at_least("speed_prompts", self.speed_prompts, 0)
         _at_least("speed_tokens", self.speed_tokens, 1)
         if self.pseudo_quant:

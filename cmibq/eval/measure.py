@@ -22,7 +22,7 @@ from cmibq.eval.samples import Sample, read_samples, write_samples
 from cmibq.eval.score import score
 from cmibq.eval.speed import generation_rate
 from cmibq.fileio import check_writable, read_json, sha256_bytes, sha256_file, write_json
-from cmibq.io import Package, check_probe, is_package, load_scales
+from cmibq.io import Package, check_made_for, check_probe, is_package
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, LayerSpec
 from cmibq.models import LoadedModel
@@ -47,8 +47,10 @@ def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
     facts["data"] = data_hash(cfg.data_path)
     facts["images"] = images_hash(load_items(cfg.data_path, cfg.image_folder, cfg.limit))
     if cfg.scale_path:
-        load_scales(Path(cfg.scale_path).expanduser())
-        facts["scale_path"] = sha256_file(Path(cfg.scale_path).expanduser())
+        scales = Path(cfg.scale_path).expanduser()
+        names = ("w_bit", "w_group", "a_bit", *(["method"] if cfg.method else []))
+        check_made_for(scales, {name: getattr(cfg, name) for name in names})
+        facts["scale_path"] = sha256_file(scales)
     if cfg.baseline:
         facts["baseline"] = _baseline(cfg)[1]
     return sha256_bytes(json.dumps(facts | {"cmibq": __version__}, sort_keys=True).encode())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cmibq.io.package import Package, ProbeCheck, check_probe, is_package, load, save
-from cmibq.io.scales import ScaleEntry, Scales, load_scales, save_scales
+from cmibq.io.scales import ScaleEntry, Scales, check_made_for, load_scales, save_scales
 
 __all__ = [
     "Package",
     "ProbeCheck",
     "ScaleEntry",
     "Scales",
+    "check_made_for",
     "check_probe",
     "is_package",
     "load",

@@ -20,6 +20,7 @@ from cmibq.io.probe import ProbeCheck, align_, answer, compare
 from cmibq.io.restore import assign_, check_scales, swap_
 from cmibq.io.tensors import read_tensors, write_tensors
 from cmibq.nn import PackedLinear, iter_packed
+from cmibq.recipe import MOST_THREADS
 
 __all__ = ["WEIGHTS", "Package", "ProbeCheck", "check_probe", "is_package", "load", "save"]
 
@@ -170,7 +171,8 @@ def check_probe(model: nn.Module, package: Package) -> ProbeCheck | None:
         The comparison, or None if the package was saved without a probe.
     """
     threads = package.manifest.environment.get("threads")
-    return compare(model, package.path / PROBE, threads if isinstance(threads, int) else None)
+    sane = type(threads) is int and 1 <= threads <= MOST_THREADS
+    return compare(model, package.path / PROBE, threads if sane else None)
 
 
 def _describe(module: PackedLinear) -> LayerSpec:

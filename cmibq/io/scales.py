@@ -17,7 +17,7 @@ from cmibq.errors import ConfigError, PackageError
 from cmibq.fileio import atomic_write, sha256_bytes, write_bytes
 from cmibq.io.tensors import read_tensors, write_tensors
 
-__all__ = ["ScaleEntry", "Scales", "load_scales", "save_scales"]
+__all__ = ["ScaleEntry", "Scales", "check_made_for", "load_scales", "save_scales"]
 
 _FORMAT: Final = "cmibq-scales"
 _VERSION: Final = 1
@@ -132,6 +132,26 @@ def load_scales(path: str | Path, *, fingerprint: str | None = None) -> Scales:
             "stale: choose another scale_path, or set run_process and overwrite"
         )
     return scales
+
+
+def check_made_for(path: str | Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse scales that were made for other settings; files of other programs do not say.
+
+    Args:
+        path: file of scales.
+        wanted: name of a setting in the provenance -> its value now.
+
+    Raises:
+        ConfigError: a setting differs; names it.
+        PackageError: the file is missing, damaged, newer or not a file of scales.
+    """
+    made = load_scales(path).provenance
+    for name, value in wanted.items():
+        if name in made and made[name] != value:
+            raise ConfigError(
+                f"{path} was made with {name} {made[name]!r}, this run has {value!r}; make both"
+                " equal, or search anew with cmibq quantize --run_process"
+            )
 
 
 def _content(entries: Sequence[ScaleEntry]) -> str:

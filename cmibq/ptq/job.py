@@ -10,7 +10,7 @@ from pathlib import Path
 from cmibq.data import CALIBRATIONS, CalibSample
 from cmibq.errors import CmibqError, ConfigError, DataError, PackageError
 from cmibq.fileio import check_writable, read_json, sha256_file
-from cmibq.io import is_package, load_scales
+from cmibq.io import check_made_for, is_package, load_scales
 from cmibq.io import load as load_package
 from cmibq.io.manifest import FORMAT, MANIFEST
 from cmibq.models import Adapter, check_groups, read_family, target_widths
@@ -22,6 +22,7 @@ __all__ = ["NOTE", "Job", "check", "prepare"]
 
 NOTE = "cmibq.json"
 """File in the folder of a rounded float model that says what made it."""
+_SCALED_FOR = ("method", "w_bit", "w_group", "a_bit")
 _SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -103,17 +104,6 @@ def _check_scale_path(recipe: QuantRecipe) -> None:
         )
 
 
-def _check_given_scales(recipe: QuantRecipe, path: Path) -> None:
-    """Refuse scales that were made for other bits; files of other programs do not say."""
-    made = load_scales(path).provenance
-    for name in ("method", "w_bit", "w_group", "a_bit"):
-        if name in made and made[name] != getattr(recipe, name):
-            raise ConfigError(
-                f"{path} was made with {name} {made[name]!r}, this run has"
-                f" {getattr(recipe, name)!r}; make both equal, or set run_process to search anew"
-            )
-
-
 def _is_result(folder: Path) -> bool:
     """Whether a folder holds what an earlier run wrote, whole or damaged."""
     manifest = folder / MANIFEST
@@ -188,7 +178,7 @@ def prepare(recipe: QuantRecipe) -> Job:
     journal = Journal(place.absolute().parent / f".{place.name}.work", found)
     job = Job(recipe, found, model_path, adapter, samples, journal, output, scales)
     if scales is not None and not recipe.run_process:
-        _check_given_scales(recipe, scales)
+        check_made_for(scales, {n: getattr(recipe, n) for n in _SCALED_FOR})
     _check_outputs(job)
     return job
 

@@ -177,6 +177,17 @@ def test_scales_of_another_model(llava_gqa_dir: Path, items_path: Path, tmp_path
         run(cfg)
 
 
+def test_scales_of_other_settings(llava_dir: Path, items_path: Path, tmp_path: Path) -> None:
+    entry = io.ScaleEntry("norm", ("q_proj",), torch.ones(96))
+    made = {"method": "awq", "w_bit": 3, "w_group": 32, "a_bit": 16}
+    io.save_scales(tmp_path / "s.pt", [entry], provenance=made)
+    options: dict[str, Any] = {"pseudo_quant": True, "scale_path": str(tmp_path / "s.pt")}
+    for change in ({"w_bit": 4}, {"w_group": 64}, {"a_bit": 8}, {"method": "mbq"}):
+        name = next(iter(change))
+        with pytest.raises(ConfigError, match=rf"was made with {name} .*make both equal"):
+            run(config(llava_dir, items_path, **(options | made | change)))
+
+
 def test_group_that_does_not_divide(llava_dir: Path, items_path: Path) -> None:
     cfg = config(llava_dir, items_path, pseudo_quant=True, w_bit=4, w_group=48)
     with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj.*48"):

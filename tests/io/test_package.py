@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -185,6 +186,14 @@ def test_the_probe_runs_without_gradients_as_a_reload_does(tmp_path: Path) -> No
     assert seen == {False}
     assert [p.requires_grad for p in model.parameters()] == before
     assert set(before) == {True, False}
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**9, "x", True, None])
+def test_absurd_threads_of_a_package_are_not_taken(package: io.Package, threads: Any) -> None:
+    environment = dict(package.manifest.environment) | {"threads": threads}
+    manifest = dataclasses.replace(package.manifest, environment=environment)
+    odd = dataclasses.replace(package, manifest=manifest)
+    assert io.check_probe(package.fill_(skeleton()), odd) is not None
 
 
 def test_no_probe(tmp_path: Path) -> None:
