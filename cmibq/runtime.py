@@ -15,6 +15,8 @@ from cmibq.errors import ConfigError
 if TYPE_CHECKING:
     from cmibq._C import Kernels
 
+_MOST_THREADS = 1024  # what Kernels takes
+
 __all__ = ["default_threads", "isa_level", "kernels", "native"]
 
 
@@ -45,8 +47,8 @@ def default_threads() -> int:
     if torch is not None and hasattr(torch, "get_num_threads"):
         return int(torch.get_num_threads())
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if text.isdigit() and int(text) > 0:
-        return int(text)
+    if text.isdecimal() and int(text) > 0:
+        return min(int(text), _MOST_THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 
+import pytest
+
 import cmibq
+from cmibq.runtime import default_threads
 
 
 def child(code: str) -> str:
@@ -36,3 +40,14 @@ def test_every_public_name_resolves() -> None:
         if name in cmibq._HOME:
             home = importlib.import_module(cmibq._HOME[name])
             assert name in home.__all__
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"), [("3", 3), ("4,2", 4), ("0", None), ("\u00b2", None), ("9999", 1024)]
+)
+def test_threads_without_torch(
+    text: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert default_threads() == (threads or len(os.sched_getaffinity(0)))

@@ -13,9 +13,11 @@ PyObject *cq_py_codes_row(PyObject *self, PyObject *const *args, Py_ssize_t narg
     cq_args a;
     cq_status status;
     if (CQ_PARSE("codes_row", codes_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status = cq_codes_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], (int)a.i[3],
-                                                 a.ptr[4], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_codes_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], (int)a.i[3], a.ptr[4], a.dim['R'],
+                          a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg decode_row[] = {
@@ -29,9 +31,10 @@ PyObject *cq_py_decode_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("decode_row", decode_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_decode_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_decode_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg codes_token_s8[] = {
@@ -44,9 +47,10 @@ PyObject *cq_py_codes_token_s8(PyObject *self, PyObject *const *args, Py_ssize_t
     cq_args a;
     cq_status status;
     if (CQ_PARSE("codes_token_s8", codes_token_s8, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_codes_token_s8(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_codes_token_s8(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg fakequant_token[] = {
@@ -59,7 +63,8 @@ PyObject *cq_py_fakequant_token(PyObject *self, PyObject *const *args, Py_ssize_
     cq_args a;
     cq_status status;
     if (CQ_PARSE("fakequant_token", fakequant_token, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_fakequant_token(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_fakequant_token(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }

@@ -15,9 +15,11 @@ PyObject *cq_py_fakequant_row(PyObject *self, PyObject *const *args, Py_ssize_t 
     cq_args a;
     cq_status status;
     if (CQ_PARSE("fakequant_row", forward_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status = cq_fakequant_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3],
-                                                     a.ptr[4], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_fakequant_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.dim['R'],
+                              a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg forward_col[] = {
@@ -32,9 +34,11 @@ PyObject *cq_py_fakequant_col(PyObject *self, PyObject *const *args, Py_ssize_t 
     cq_args a;
     cq_status status;
     if (CQ_PARSE("fakequant_col", forward_col, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status = cq_fakequant_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3],
-                                                     a.ptr[4], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_fakequant_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.dim['R'],
+                              a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg backward_row[] = {
@@ -48,10 +52,11 @@ PyObject *cq_py_fakequant_bwd_row(PyObject *self, PyObject *const *args, Py_ssiz
     cq_args a;
     cq_status status;
     if (CQ_PARSE("fakequant_bwd_row", backward_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_fakequant_bwd_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.ptr[5],
-                             a.ptr[6], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_fakequant_bwd_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.ptr[5],
+                                  a.ptr[6], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg backward_col[] = {
@@ -68,10 +73,11 @@ PyObject *cq_py_fakequant_bwd_col(PyObject *self, PyObject *const *args, Py_ssiz
     if (cq_expect_size(&a, "work", a.dim['B'], cq_fakequant_bwd_blocks(a.dim['R'], a.dim['C']),
                        "rows = fakequant_bwd_blocks(R, C)") < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_fakequant_bwd_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.ptr[5],
-                             a.ptr[6], a.ptr[7], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_fakequant_bwd_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.ptr[5],
+                                  a.ptr[6], a.ptr[7], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg blocks[] = {

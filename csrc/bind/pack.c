@@ -16,9 +16,10 @@ PyObject *cq_py_pack_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs
     if (cq_expect_size(&a, "out: dimension B", a.dim['B'], cq_packed_bytes(a.dim['C'], (int)a.i[1]),
                        "ceil(C * bits / 8)") < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_pack_row(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_pack_row(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg unpack_row[] = {
@@ -34,7 +35,8 @@ PyObject *cq_py_unpack_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (cq_expect_size(&a, "packed: dimension B", a.dim['B'],
                        cq_packed_bytes(a.dim['C'], (int)a.i[1]), "ceil(C * bits / 8)") < 0)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_unpack_row(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_unpack_row(&a.cx, a.ptr[0], (int)a.i[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }

@@ -7,6 +7,7 @@ static int check_groups(const cq_args *a, size_t K, size_t G, size_t longest) {
     const size_t group = G ? K / G : 0; /* 0 when there are more groups than inputs */
     const int equal = group && K % G == 0 && group % 8 == 0;
     if ((G == 1 || equal) && group <= longest) return 0;
+    if (longest == SIZE_MAX) longest = K;
     PyErr_Format(PyExc_ValueError,
                  "%s: scale has %zu groups for rows of %zu inputs; the groups of a row are equal, "
                  "multiples of 8 (or there is one) and at most %zu long",
@@ -45,9 +46,10 @@ PyObject *cq_py_qgemm_f32(PyObject *self, PyObject *const *args, Py_ssize_t narg
     const cq_packed w = {a.ptr[1],   a.ptr[4],   a.ptr[3],   a.dim['N'],
                          a.dim['K'], a.dim['G'], (int)a.i[2]};
     if (check_sizes(&a, &w, SIZE_MAX) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_qgemm_f32(&a.cx, a.ptr[0], &w, a.ptr[5], a.ptr[6], a.ptr[7], a.dim['M']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qgemm_f32(&a.cx, a.ptr[0], &w, a.ptr[5], a.ptr[6], a.ptr[7], a.dim['M']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg qgemm_s8[] = {
@@ -69,9 +71,10 @@ PyObject *cq_py_qgemm_s8(PyObject *self, PyObject *const *args, Py_ssize_t nargs
     const cq_packed w = {a.ptr[2],   a.ptr[5],   a.ptr[4],   a.dim['N'],
                          a.dim['K'], a.dim['G'], (int)a.i[3]};
     if (check_sizes(&a, &w, CQ_QGEMM_S8_GROUP) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_qgemm_s8(&a.cx, a.ptr[0], a.ptr[1], &w, a.ptr[6], a.ptr[7], a.ptr[8], a.dim['M']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qgemm_s8(&a.cx, a.ptr[0], a.ptr[1], &w, a.ptr[6], a.ptr[7], a.ptr[8], a.dim['M']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg workspace[] = {

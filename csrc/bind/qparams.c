@@ -24,9 +24,11 @@ PyObject *cq_py_qparams_row(PyObject *self, PyObject *const *args, Py_ssize_t na
     cq_status status;
     if (CQ_PARSE("qparams_row", qparams_row, &a) < 0) return NULL;
     if (symmetric_needs_two(&a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status = cq_qparams_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2],
-                                                   a.ptr[3], a.ptr[4], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qparams_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], a.ptr[3], a.ptr[4],
+                            a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg qparams_mse_row[] = {
@@ -45,8 +47,9 @@ PyObject *cq_py_qparams_mse_row(PyObject *self, PyObject *const *args, Py_ssize_
     cq_status status;
     if (CQ_PARSE("qparams_mse_row", qparams_mse_row, &a) < 0) return NULL;
     if (symmetric_needs_two(&a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_qparams_mse_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], (int)a.i[3], a.d[4], a.ptr[5],
-                           a.ptr[6], a.ptr[7], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qparams_mse_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], (int)a.i[3], a.d[4],
+                                a.ptr[5], a.ptr[6], a.ptr[7], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }

@@ -13,9 +13,10 @@ PyObject *cq_py_minmax_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("minmax_row", minmax_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_minmax_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_minmax_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg minmax_col[] = {
@@ -28,9 +29,10 @@ PyObject *cq_py_minmax_col(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("minmax_col", minmax_col, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_minmax_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_minmax_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg absmax_row[] = {
@@ -42,9 +44,10 @@ PyObject *cq_py_absmax_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("absmax_row", absmax_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_absmax_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_absmax_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg absmax_col[] = {
@@ -56,9 +59,10 @@ PyObject *cq_py_absmax_col(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("absmax_col", absmax_col, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_absmax_col(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_absmax_col(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg abssum_row[] = {
@@ -70,9 +74,10 @@ PyObject *cq_py_abssum_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("abssum_row", abssum_row, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_abssum_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_abssum_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg abssum_col[] = {
@@ -85,7 +90,8 @@ PyObject *cq_py_abssum_col(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_status status;
     if (CQ_PARSE("abssum_col", abssum_col, &a) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS status =
-        cq_abssum_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_abssum_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }

@@ -35,8 +35,10 @@ PyObject *cq_py_scaleloss(PyObject *self, PyObject *const *args, Py_ssize_t narg
     const cq_scaleloss_args what = {a.ptr[0],    a.ptr[1],    a.ptr[2],   a.ptr[3], a.dim['T'],
                                     a.dim['N'],  K,           a.dim['S'], group,    (int)a.i[4],
                                     (int)a.i[6], (int)a.i[7], (int)a.i[8]};
-    Py_BEGIN_ALLOW_THREADS status = cq_scaleloss(&a.cx, &what, a.ptr[9], a.ptr[10]);
-    Py_END_ALLOW_THREADS return cq_done(&a, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_scaleloss(&a.cx, &what, a.ptr[9], a.ptr[10]);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg workspace[] = {
