@@ -151,9 +151,13 @@ def _messages(where: str, item: dict[str, Any]) -> tuple[Message, ...]:
             raise DataError(
                 f"{where}: turn {number} has {IMAGE} in an answer; move it to a question"
             )
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError(f"{where}: turn {number} has half a character (a lone surrogate)")
         made.append(Message(_ROLES[role], text))
     if not any(m.role == "assistant" and m.text.strip() for m in made):
         raise DataError(f"{where}: no answer; add a turn {{'from': 'gpt', 'value': text}}")
+    if made[-1].role != "assistant" and IMAGE in made[-1].text:
+        raise DataError(f"{where}: the last question has an image but no answer; add the answer")
     return tuple(made)
 
 

@@ -164,3 +164,12 @@ def test_images_in_answers_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, [{"image": "a.png", "conversations": talk}])
     with pytest.raises(DataError, match="item 0: turn 1 has <image> in an answer"):
         read_items(path)
+
+
+def test_odd_turns_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"image": "a.png", "conversations": [*TALK[1:], TALK[0]]}])
+    with pytest.raises(DataError, match="item 0: the last question has an image but no answer"):
+        read_items(path)
+    half = [{"from": "human", "value": "\ud800"}, TALK[1]]
+    with pytest.raises(DataError, match="item 0: turn 0 has half a character"):
+        read_items(written(tmp_path, [{"conversations": half}]))
