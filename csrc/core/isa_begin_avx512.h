@@ -8,3 +8,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 #endif
+
+/* The first min(left, 16) lanes of a vector of floats. */
+CQ_INLINE __mmask16 cq_tail_mask(size_t left) {
+    return (__mmask16)(left >= 16 ? 0xFFFFu : (1u << left) - 1u);
+}

@@ -10,15 +10,11 @@ CQ_INLINE __m512 round_clamped(__m512 v, __m512 lo, __m512 hi) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-CQ_INLINE __mmask16 tail_mask(size_t left) {
-    return (__mmask16)(left >= 16 ? 0xFFFFu : (1u << left) - 1u);
-}
-
 void cq_fakequant_f32_row_avx512(const float *x, float *out, size_t n, cq_affine p) {
     const __m512 s = _mm512_set1_ps(p.scale), zero = _mm512_setzero_ps();
     const __m512 lo = _mm512_set1_ps(p.lo), hi = _mm512_set1_ps(p.hi);
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(m, x + i), s);
         const __m512 r = round_clamped(v, lo, hi);
         _mm512_mask_storeu_ps(out + i, m, _mm512_add_ps(_mm512_mul_ps(r, s), zero));
@@ -29,7 +25,7 @@ void cq_fakequant_f32_col_avx512(const float *x, float *out, size_t n, const flo
                                  const float *lo, const float *hi) {
     const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 s = _mm512_mask_loadu_ps(one, m, scale + i);
         const __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(m, x + i), s);
         const __m512 r =
@@ -48,7 +44,7 @@ void cq_fakequant_bwd_f32_row_avx512(const float *x, const float *g, float *gx, 
     const __m512 lo = _mm512_set1_ps(p.lo), hi = _mm512_set1_ps(p.hi);
     __m512d lane = _mm512_setzero_pd();
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 gv = _mm512_maskz_loadu_ps(m, g + i);
         const __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(m, x + i), s);
         const __mmask16 inside =

@@ -10,10 +10,6 @@
 
 #include "core/isa_begin_avx512.h"
 
-CQ_INLINE __mmask16 tail_mask(size_t left) {
-    return left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1u);
-}
-
 CQ_INLINE __m512 fake(__m512 v, cq_affine p) {
     const __m512 step = _mm512_set1_ps(p.scale), lo = _mm512_set1_ps(p.lo);
     v = _mm512_max_ps(lo, _mm512_div_ps(v, step));
@@ -26,7 +22,7 @@ void cq_scaleloss_weight_f32_avx512(const float *w, const float *s, size_t n, in
                                     float *err, float *scaled) {
     __m512 mn = _mm512_set1_ps(INFINITY), mx = _mm512_set1_ps(-INFINITY);
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 sv = _mm512_maskz_loadu_ps(m, s + i);
         const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, w + i), sv);
         mn = _mm512_mask_min_ps(mn, m, v, mn);
@@ -35,7 +31,7 @@ void cq_scaleloss_weight_f32_avx512(const float *w, const float *s, size_t n, in
     const cq_affine p =
         cq_scaleloss_grid(_mm512_reduce_min_ps(mn), _mm512_reduce_max_ps(mx), bits, mode);
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 sv = _mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), m, s + i);
         const __m512 wv = _mm512_maskz_loadu_ps(m, w + i), v = _mm512_mul_ps(wv, sv);
         const __m512 q = fake(v, p);
@@ -53,7 +49,7 @@ void cq_scaleloss_token_f32_avx512(const float *x, const float *s, size_t n, int
     const __m512 one = _mm512_set1_ps(1.0f);
     __m512 top = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 sv = _mm512_mask_loadu_ps(one, m, s + i);
         const __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(m, x + i), sv);
         top = _mm512_max_ps(_mm512_abs_ps(v), top);
@@ -61,7 +57,7 @@ void cq_scaleloss_token_f32_avx512(const float *x, const float *s, size_t n, int
     }
     const cq_affine p = cq_scaleloss_token_grid(_mm512_reduce_max_ps(top), bits);
     for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 m = tail_mask(n - i);
+        const __mmask16 m = cq_tail_mask(n - i);
         const __m512 v = _mm512_maskz_loadu_ps(m, hat + i), q = fake(v, p);
         _mm512_mask_storeu_ps(hat + i, m, q);
         _mm512_mask_storeu_ps(err + i, m, _mm512_sub_ps(q, v));
