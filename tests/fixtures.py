@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,12 @@ def llava_gqa_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def items_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``items.json`` with 24 items; pictures in ``images`` beside it."""
     return write_items(tmp_path_factory.mktemp("items"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Use one torch thread: tensors are tiny here. For each folder whose conftest imports it."""
+    from cmibq.ops.library import torch_threads
+
+    with torch_threads(1):
+        yield

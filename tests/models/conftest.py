@@ -1,15 +1,7 @@
+"""Tests here run on one torch thread."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from tests.fixtures import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are too small for two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

@@ -23,15 +23,6 @@ DOWN = LinearGroup("down", "up", "linear", ("down",), "down")
 SETTINGS = [(4, 64, False, None), (3, 64, False, None), (2, 32, False, None), (4, 64, True, 8)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def runner(x: Tensor, down: Tensor) -> search.BlockRunner:
     """Return a gated feed-forward layer in chunks of 50 tokens."""
 

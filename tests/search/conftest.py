@@ -1,0 +1,7 @@
+"""Tests here run on one torch thread."""
+
+from __future__ import annotations
+
+from tests.fixtures import one_thread
+
+__all__ = ["one_thread"]
