@@ -6,18 +6,23 @@
 #include "cq.h"
 #include "qgemm.h"
 
-#define KERNEL(name, exactness, avx2, avx512, avx512vnni, neon, neondot, args)                     \
+#define KERNEL(name, exactness, avx2, avx512, avx512vnni, avx512bf16, avx512amx, neon, neondot,    \
+               args)                                                                               \
     void cq_##name##_scalar args;                                                                  \
     void cq_##name##_avx2 args;                                                                    \
     void cq_##name##_avx512 args;                                                                  \
     void cq_##name##_avx512vnni args;                                                              \
+    void cq_##name##_avx512bf16 args;                                                              \
+    void cq_##name##_avx512amx args;                                                               \
     void cq_##name##_neon args;                                                                    \
     void cq_##name##_neondot args;
 #include "kernels.def"
 #undef KERNEL
 
 typedef struct cq_kernels {
-#define KERNEL(name, exactness, avx2, avx512, avx512vnni, neon, neondot, args) void(*name) args;
+#define KERNEL(name, exactness, avx2, avx512, avx512vnni, avx512bf16, avx512amx, neon, neondot,    \
+               args)                                                                               \
+    void(*name) args;
 #include "kernels.def"
 #undef KERNEL
 } cq_kernels;
