@@ -14,12 +14,13 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
-def minmax(x: F32, *, axis: int = 0) -> tuple[F32, F32]:
+def minmax(x: F32, *, axis: int = 0, out: tuple[F32, F32] | None = None) -> tuple[F32, F32]:
     """Return the smallest and the largest element of every row or column.
 
     Args:
         x: float32 [R, C].
         axis: 0 = per row, 1 = per column.
+        out: two float32 [R] or [C] to write to.
 
     Returns:
         (mn, mx): float32 [R] or [C]. One NaN makes both NaN; never -0.
@@ -32,18 +33,19 @@ def minmax(x: F32, *, axis: int = 0) -> tuple[F32, F32]:
         (array([-2.,  3.], dtype=float32), array([1., 4.], dtype=float32))
     """
     check_axis(axis)
-    mn, mx = (np.empty(x.shape[-axis], np.float32) for _ in range(2))
+    mn, mx = (np.empty(x.shape[-axis], np.float32) for _ in range(2)) if out is None else out
     k = kernels()
     (k.minmax_col if axis else k.minmax_row)(x, mn, mx)
     return mn, mx
 
 
-def absmax(x: F32, *, axis: int = 0) -> F32:
+def absmax(x: F32, *, axis: int = 0, out: F32 | None = None) -> F32:
     """Return the largest magnitude of every row or column; 0 where there is no element.
 
     Args:
         x: float32 [R, C].
         axis: 0 = per row, 1 = per column.
+        out: float32 [R] or [C] to write to.
 
     Returns:
         float32 [R] or [C]; NaN where a NaN is met.
@@ -53,19 +55,20 @@ def absmax(x: F32, *, axis: int = 0) -> F32:
         array([3., 4.], dtype=float32)
     """
     check_axis(axis)
-    out = np.empty(x.shape[-axis], np.float32)
+    out = np.empty(x.shape[-axis], np.float32) if out is None else out
     k = kernels()
     (k.absmax_col if axis else k.absmax_row)(x, out)
     return out
 
 
-def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0) -> F64:
+def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0, out: F64 | None = None) -> F64:
     """Return the sum of magnitudes of every row, or the weighted sum of every column, in double.
 
     Args:
         x: float32 [R, C].
         weight: float64 [R], only with axis 1; a row of weight 0 is not read, so it may hold NaN.
         axis: 0 = per row, 1 = per column.
+        out: float64 [R] or [C] to write to.
 
     Returns:
         float64 [R] or [C].
@@ -81,7 +84,7 @@ def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0) -> F64:
     check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
-    out = np.empty(x.shape[-axis], np.float64)
+    out = np.empty(x.shape[-axis], np.float64) if out is None else out
     if axis:
         kernels().abssum_col(x, weight, out)
     else:

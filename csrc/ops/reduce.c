@@ -39,8 +39,7 @@ static void minmax_col(void *ctx, size_t begin, size_t end, size_t block) {
     (void)block;
     memcpy(j->mn + begin, j->x + begin, n * sizeof(float));
     memcpy(j->mx + begin, j->x + begin, n * sizeof(float));
-    for (size_t r = 1; r < j->R; r++)
-        j->k->minmax_f32_col(j->x + r * j->C + begin, n, j->mn + begin, j->mx + begin);
+    j->k->minmax_f32_col(j->x + j->C + begin, j->R - 1, j->C, n, j->mn + begin, j->mx + begin);
     for (size_t c = begin; c < end; c++) { /* +0 turns -0 into +0 */
         j->mn[c] += 0.0f;
         j->mx[c] += 0.0f;
@@ -51,23 +50,18 @@ static void absmax_col(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
     (void)block;
     for (size_t c = begin; c < end; c++) j->mx[c] = 0.0f;
-    for (size_t r = 0; r < j->R; r++)
-        j->k->absmax_f32_col(j->x + r * j->C + begin, end - begin, j->mx + begin);
+    j->k->absmax_f32_col(j->x + begin, j->R, j->C, end - begin, j->mx + begin);
 }
 
 static void abssum_col(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
     (void)block;
     for (size_t c = begin; c < end; c++) j->sum[c] = 0.0;
-    for (size_t r = 0; r < j->R; r++) {
-        const double weight = j->weight ? j->weight[r] : 1.0;
-        if (weight == 0.0) continue;
-        j->k->abssum_f32_col(j->x + r * j->C + begin, end - begin, weight, j->sum + begin);
-    }
+    j->k->abssum_f32_col(j->x + begin, j->R, j->C, end - begin, j->weight, j->sum + begin);
 }
 
-/* Columns per block: whole cache lines, a few KiB per row. */
-static const size_t col_grain = 512;
+/* Columns per block: whole cache lines, and long enough for the stream of each row. */
+static const size_t col_grain = 1024;
 
 cq_status cq_minmax_row(cq_ctx *cx, const float *x, float *mn, float *mx, size_t R, size_t C) {
     if (R && !C) return cq_refuse(cx, CQ_EMPTY, 1, 0.0);

@@ -2,7 +2,8 @@
 /* Minima and maxima are idempotent, so a row ends with one load that overlaps the one before.
  * Magnitudes are compared as integers: NaN has the largest bits, so it wins by itself. Sums keep
  * the eight double lanes of the contract in two registers; tails go to the scalar kernel.
- * Measured over scalar: rows 3.3x to 17x, columns 1.4x to 2x; AVX-512 gained less than 1.2x. */
+ * Columns take several rows per step, so the running results are loaded and stored less often.
+ * Measured over scalar: rows 3.3x to 17x, columns 1.4x to 3x. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx2.h"
@@ -47,16 +48,25 @@ void cq_minmax_f32_row_avx2(const float *x, size_t n, float *mn, float *mx) {
     *mx = any ? NAN : highest(_mm256_max_ps(high0, high1)) + 0.0f;
 }
 
-void cq_minmax_f32_col_avx2(const float *x, size_t n, float *mn, float *mx) {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) { /* vminps returns its second operand on NaN */
-        const __m256 v = _mm256_loadu_ps(x + i), nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-        const __m256 low = _mm256_min_ps(v, _mm256_loadu_ps(mn + i));
-        const __m256 high = _mm256_max_ps(v, _mm256_loadu_ps(mx + i));
-        _mm256_storeu_ps(mn + i, _mm256_blendv_ps(low, v, nan));
-        _mm256_storeu_ps(mx + i, _mm256_blendv_ps(high, v, nan));
+void cq_minmax_f32_col_avx2(const float *x, size_t rows, size_t stride, size_t n, float *mn,
+                            float *mx) {
+    const size_t whole = n / 8 * 8;
+    for (size_t r = 0; r < rows; r += 8) {
+        const size_t left = cq_min_size(rows - r, 8);
+        for (size_t i = 0; i < whole; i += 8) { /* vminps returns its second operand on NaN */
+            __m256 low = _mm256_loadu_ps(mn + i), high = _mm256_loadu_ps(mx + i);
+            __m256 nan = _mm256_setzero_ps();
+            for (size_t k = 0; k < left; k++) {
+                const __m256 v = _mm256_loadu_ps(x + (r + k) * stride + i);
+                low = _mm256_min_ps(v, low);
+                high = _mm256_max_ps(v, high);
+                nan = _mm256_or_ps(nan, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+            }
+            _mm256_storeu_ps(mn + i, _mm256_or_ps(low, nan)); /* all bits set: NaN */
+            _mm256_storeu_ps(mx + i, _mm256_or_ps(high, nan));
+        }
     }
-    cq_minmax_f32_col_scalar(x + i, n - i, mn + i, mx + i);
+    cq_minmax_f32_col_scalar(x + whole, rows, stride, n - whole, mn + whole, mx + whole);
 }
 
 void cq_absmax_f32_row_avx2(const float *x, size_t n, float *out) {
@@ -78,14 +88,19 @@ void cq_absmax_f32_row_avx2(const float *x, size_t n, float *out) {
     *out = _mm_cvtss_f32(_mm_castsi128_ps(m));
 }
 
-void cq_absmax_f32_col_avx2(const float *x, size_t n, float *out) {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m256i a = _mm256_castps_si256(magnitude(x + i));
-        const __m256i old = _mm256_castps_si256(_mm256_loadu_ps(out + i));
-        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_max_epi32(a, old)));
+void cq_absmax_f32_col_avx2(const float *x, size_t rows, size_t stride, size_t n, float *out) {
+    const size_t whole = n / 8 * 8;
+    for (size_t r = 0; r < rows; r += 8) {
+        const size_t left = cq_min_size(rows - r, 8);
+        for (size_t i = 0; i < whole; i += 8) {
+            __m256i high = _mm256_castps_si256(_mm256_loadu_ps(out + i));
+            for (size_t k = 0; k < left; k++)
+                high = _mm256_max_epi32(high,
+                                        _mm256_castps_si256(magnitude(x + (r + k) * stride + i)));
+            _mm256_storeu_ps(out + i, _mm256_castsi256_ps(high));
+        }
     }
-    cq_absmax_f32_col_scalar(x + i, n - i, out + i);
+    cq_absmax_f32_col_scalar(x + whole, rows, stride, n - whole, out + whole);
 }
 
 void cq_abssum_f32_row_avx2(const float *x, size_t n, double *out) {
@@ -103,17 +118,28 @@ void cq_abssum_f32_row_avx2(const float *x, size_t n, double *out) {
     *out = cq_sum_lanes(lane);
 }
 
-void cq_abssum_f32_col_avx2(const float *x, size_t n, double weight, double *out) {
-    const __m256d w = _mm256_set1_pd(weight);
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m256 a = magnitude(x + i);
-        const __m256d p = _mm256_mul_pd(w, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
-        const __m256d q = _mm256_mul_pd(w, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
-        _mm256_storeu_pd(out + i, _mm256_add_pd(_mm256_loadu_pd(out + i), p));
-        _mm256_storeu_pd(out + i + 4, _mm256_add_pd(_mm256_loadu_pd(out + i + 4), q));
+void cq_abssum_f32_col_avx2(const float *x, size_t rows, size_t stride, size_t n,
+                            const double *weight, double *out) {
+    const size_t whole = n / 8 * 8;
+    for (size_t r = 0; r < rows; r += 4) {
+        const size_t left = cq_min_size(rows - r, 4);
+        for (size_t i = 0; i < whole; i += 8) {
+            __m256d low = _mm256_loadu_pd(out + i), high = _mm256_loadu_pd(out + i + 4);
+            for (size_t k = 0; k < left; k++) {
+                const double factor = weight ? weight[r + k] : 1.0;
+                if (factor == 0.0) continue;
+                const __m256d w = _mm256_set1_pd(factor);
+                const __m256 a = magnitude(x + (r + k) * stride + i);
+                const __m256d p = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+                low = _mm256_add_pd(low, _mm256_mul_pd(w, p));
+                high = _mm256_add_pd(
+                    high, _mm256_mul_pd(w, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))));
+            }
+            _mm256_storeu_pd(out + i, low);
+            _mm256_storeu_pd(out + i + 4, high);
+        }
     }
-    cq_abssum_f32_col_scalar(x + i, n - i, weight, out + i);
+    cq_abssum_f32_col_scalar(x + whole, rows, stride, n - whole, weight, out + whole);
 }
 
 #include "core/isa_end.h"

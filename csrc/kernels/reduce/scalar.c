@@ -5,9 +5,11 @@
  *   absmax  out = max |x|; one NaN makes it NaN; 0 for no elements
  *   abssum  out = sum weight * |x| in double
  *
- * Shapes: _row reduces `n` (minmax: at least 1) elements to one result; _col takes one row of `n`
- * columns and updates `n` running results, which the driver starts. Exactness: EXACT. abssum of
- * _row sums in eight lanes, lane i % 8, added pairwise ((0+4)+(2+6))+((1+5)+(3+7)); no FMA. */
+ * Shapes: _row reduces `n` (minmax: at least 1) elements to one result; _col takes `rows` rows of
+ * `n` columns, `stride` elements apart, and updates `n` running results, which the driver starts; a
+ * row of weight 0 is not read (`weight` NULL: ones). Exactness: EXACT. abssum of _row sums in eight
+ * lanes, lane i % 8, added pairwise ((0+4)+(2+6))+((1+5)+(3+7)); of _col in the order of the rows;
+ * no FMA. */
 #include "core/dispatch.h"
 
 #include <math.h>
@@ -24,12 +26,14 @@ void cq_minmax_f32_row_scalar(const float *x, size_t n, float *mn, float *mx) {
     *mx = nan ? NAN : high + 0.0f;
 }
 
-void cq_minmax_f32_col_scalar(const float *x, size_t n, float *mn, float *mx) {
-    for (size_t i = 0; i < n; i++) {
-        const int nan = isnan(x[i]);
-        mn[i] = (x[i] < mn[i]) | nan ? x[i] : mn[i];
-        mx[i] = (x[i] > mx[i]) | nan ? x[i] : mx[i];
-    }
+void cq_minmax_f32_col_scalar(const float *x, size_t rows, size_t stride, size_t n, float *mn,
+                              float *mx) {
+    for (size_t r = 0; r < rows; r++, x += stride)
+        for (size_t i = 0; i < n; i++) {
+            const int nan = isnan(x[i]);
+            mn[i] = (x[i] < mn[i]) | nan ? x[i] : mn[i];
+            mx[i] = (x[i] > mx[i]) | nan ? x[i] : mx[i];
+        }
 }
 
 void cq_absmax_f32_row_scalar(const float *x, size_t n, float *out) {
@@ -43,11 +47,12 @@ void cq_absmax_f32_row_scalar(const float *x, size_t n, float *out) {
     *out = nan ? NAN : high;
 }
 
-void cq_absmax_f32_col_scalar(const float *x, size_t n, float *out) {
-    for (size_t i = 0; i < n; i++) {
-        const float a = fabsf(x[i]);
-        out[i] = (a > out[i]) | isnan(a) ? a : out[i];
-    }
+void cq_absmax_f32_col_scalar(const float *x, size_t rows, size_t stride, size_t n, float *out) {
+    for (size_t r = 0; r < rows; r++, x += stride)
+        for (size_t i = 0; i < n; i++) {
+            const float a = fabsf(x[i]);
+            out[i] = (a > out[i]) | isnan(a) ? a : out[i];
+        }
 }
 
 void cq_abssum_f32_row_scalar(const float *x, size_t n, double *out) {
@@ -56,6 +61,11 @@ void cq_abssum_f32_row_scalar(const float *x, size_t n, double *out) {
     *out = cq_sum_lanes(lane);
 }
 
-void cq_abssum_f32_col_scalar(const float *x, size_t n, double weight, double *out) {
-    for (size_t i = 0; i < n; i++) out[i] += weight * (double)fabsf(x[i]);
+void cq_abssum_f32_col_scalar(const float *x, size_t rows, size_t stride, size_t n,
+                              const double *weight, double *out) {
+    for (size_t r = 0; r < rows; r++, x += stride) {
+        const double w = weight ? weight[r] : 1.0;
+        if (w == 0.0) continue;
+        for (size_t i = 0; i < n; i++) out[i] += w * (double)fabsf(x[i]);
+    }
 }
