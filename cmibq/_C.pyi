@@ -106,3 +106,28 @@ class Kernels:
         /,
     ) -> None: ...
     def qgemm_workspace(self, M: int, N: int, K: int, G: int, bits: int, /) -> int: ...
+    def qgemm_repack(
+        self,
+        packed: _U8,
+        scale: _U16,
+        zero: _U8 | None,
+        K: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        tiles: _U8,
+        /,
+    ) -> None: ...
+    def qgemm_unrepack(
+        self,
+        tiles: _U8,
+        K: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        packed: _U8,
+        scale: _U16,
+        zero: _U8 | None,
+        /,
+    ) -> None: ...
+    def qgemm_tiles_bytes(
+        self, N: int, K: int, G: int, bits: int, asymmetric: int, strip_bits: _U8 | None, /
+    ) -> int: ...

@@ -42,4 +42,56 @@ typedef struct cq_qgemm_s8_tile {
     int first;      /* group: write out; otherwise add to it */
 } cq_qgemm_s8_tile;
 
+/* The form of a packed weight in memory, made from the canonical codes when it is loaded.
+ *
+ * A strip is CQ_STRIP successive outputs, a tile CQ_STRIP outputs x CQ_TILE inputs. The strips
+ * follow each other; the bytes of one strip are
+ *
+ *   scale   float16 [G][CQ_STRIP]                         g-th group of each of the 16 outputs
+ *   zero    uint8 [G][CQ_STRIP]                           absent if symmetric (2**(bits-1))
+ *   fill    0, up to a multiple of 64 bytes
+ *   tiles   [ceil(K / CQ_TILE)][128 * bits]               every tile a multiple of 128 bytes
+ *
+ * Outputs past N have scale, zero and codes 0, inputs past K codes 0. So the memory is read once,
+ * forwards, and a strip needs about the bytes of the canonical form (zero points are whole bytes).
+ * Strips of one layer may have different bits: their sizes add up to their offsets.
+ *
+ * The codes of a tile are 16 vectors of 64 bytes in the order that vpdpbusd and AMX take:
+ *
+ *   v[q] byte 4 * n + i = code of output n, input 4 * q + i      q < 16, n < 16, i < 4
+ *
+ * They are cut into planes of 4, 2 and 1 bits, low bits first (8 bits: the vectors as they are),
+ * each plane `w` bits wide, 2 * w vectors p of 64 bytes:
+ *
+ *   3 bits = plane of 2 + plane of 1     5 = 4 + 1     6 = 4 + 2     7 = 4 + 2 + 1
+ *   bits w * i .. w * i + w - 1 of each byte of p[j] = the plane's bits of v[8 / w * j + i]
+ *
+ *   4 bits:  p[0] = v[1] v[0]      p[1] = v[3] v[2]      ..   p[7]     (high nibble, low nibble)
+ *   2 bits:  p[0] = v[3] v[2] v[1] v[0]                  ..   p[3]
+ *   1 bit:   p[0] = v[7] v[6] v[5] v[4] v[3] v[2] v[1] v[0],  p[1]
+ *
+ * A vector comes out by a load, a shift and an AND; an AND alone leaves it times 2**(w * i). */
+#define CQ_STRIP ((size_t)16)
+#define CQ_TILE ((size_t)64)
+
+typedef struct cq_tiles {
+    const uint8_t *data;       /* 64-byte aligned */
+    const uint8_t *strip_bits; /* [ceil(N / CQ_STRIP)], or NULL: all `bits` */
+    size_t N, K, G;            /* G divides K; K / G is a multiple of 8 unless G is 1 */
+    int bits, asymmetric;
+} cq_tiles;
+
+/* Bytes of a tile, of the scales and zero points before the tiles of a strip, and of a strip. */
+CQ_INLINE size_t cq_tile_bytes(int bits) { return 128 * (size_t)bits; }
+CQ_INLINE size_t cq_strip_head(size_t G, int asymmetric) {
+    return (G * CQ_STRIP * (asymmetric ? 3 : 2) + 63) / 64 * 64;
+}
+CQ_INLINE size_t cq_strip_bytes(size_t K, size_t G, int bits, int asymmetric) {
+    return cq_strip_head(G, asymmetric) + cq_ceil_div(K, CQ_TILE) * cq_tile_bytes(bits);
+}
+CQ_INLINE size_t cq_strips(size_t N) { return cq_ceil_div(N, CQ_STRIP); }
+CQ_INLINE int cq_bits_of_strip(const cq_tiles *t, size_t strip) {
+    return t->strip_bits ? t->strip_bits[strip] : t->bits;
+}
+
 #endif

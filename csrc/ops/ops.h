@@ -93,4 +93,23 @@ cq_status cq_qgemm_f32(cq_ctx *cx, const float *x, const cq_packed *w, const flo
 cq_status cq_qgemm_s8(cq_ctx *cx, const int8_t *x, const float *xscale, const cq_packed *w,
                       const float *bias, float *out, uint8_t *work, size_t M);
 
+/* The canonical form of a weight whose strips have the widths of a cq_tiles: rows of codes and of
+ * zero points (NULL if symmetric) one after the other, scale [N, G]; the bytes of each, and of the
+ * tiles (core/qgemm.h). repack refuses scales that are not finite and > 0; unrepack inverts it. */
+typedef struct cq_canonical {
+    const uint8_t *codes, *zero;
+    const uint16_t *scale;
+} cq_canonical;
+typedef struct cq_canonical_out {
+    uint8_t *codes, *zero;
+    uint16_t *scale;
+} cq_canonical_out;
+typedef struct cq_canonical_sizes {
+    size_t codes, zeros, tiles;
+} cq_canonical_sizes;
+
+cq_canonical_sizes cq_qtile_sizes(const cq_tiles *t);
+cq_status cq_qgemm_repack(cq_ctx *cx, const cq_canonical *from, const cq_tiles *t, uint8_t *data);
+cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_out *to);
+
 #endif
