@@ -1,5 +1,5 @@
 # The one list of commands; CI and the README call the same words. Every word works in a fresh clone.
-#   make demo | test | lint | types | asan | bench | docs | format | wheel | clean | all
+#   make demo | test | lint | types | asan | bench | bench-quick | docs | format | wheel | clean | all
 #   VENV=dir  another place for the environment    PYTHON=python3.12  another interpreter
 #   OUT=dir   where the demo report goes
 VENV ?= .venv
@@ -20,7 +20,7 @@ C_STYLED := $(shell find csrc -name '*.[ch]')
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: all demo test lint types asan bench docs format wheel clean $(VENV)
+.PHONY: all demo test lint types asan bench bench-quick docs format wheel clean $(VENV)
 .DELETE_ON_ERROR:
 all: lint types test asan demo
 $(VENV): $(BIN)/python
@@ -67,8 +67,15 @@ asan: $(VENV)
 	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q --capture=sys -o pythonpath= -m "not slow" \
 	tests/kernels tests/arrays tests/test_capi.py
 
+# Every axis beside its peers; minutes on an otherwise idle machine. ARGS: see benchmarks/run.py.
 bench: $(VENV)
-	for f in benchmarks/bench_*.py; do $(BIN)/python $$f || exit 1; done
+	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
+	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/check.py
+
+bench-quick: $(VENV)
+	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
+	$(BIN)/python benchmarks/run.py --quick $(ARGS)
 
 docs: $(VENV)
 	$(PIP) "sphinx>=7" "myst-parser>=3" furo

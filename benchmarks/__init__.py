@@ -1,0 +1,1 @@
+"""What cmibq costs beside its peers and beside the limits of the machine: `make bench`."""

@@ -1,0 +1,23 @@
+"""The one list of cases, axis by axis, in the order of the table of bars."""
+
+from __future__ import annotations
+
+from benchmarks.axes import fakequant_forward
+from benchmarks.case import Case
+
+__all__ = ["AXES", "CASES", "cases"]
+
+CASES: list[Case] = [
+    *fakequant_forward.CASES,
+]
+
+AXES = list(dict.fromkeys(case.axis for case in CASES))
+
+
+def cases(axis: str = "", name: str = "", quick: bool = False) -> list[Case]:
+    """Return the cases of an axis whose name contains `name`; with `quick` only the quick ones."""
+    return [
+        c
+        for c in CASES
+        if (not axis or c.axis == axis) and name in c.name and (c.quick or not quick)
+    ]

@@ -1,0 +1,32 @@
+"""How much processor time other processes took: a sample taken beside them says little."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+__all__ = ["ALLOWED", "Watch"]
+
+ALLOWED = 0.15
+"""Of one core, for other processes, in a clean sample."""
+
+
+def _busy() -> float:
+    """Return the seconds that all cores have worked for anybody (steal included) since boot."""
+    ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+class Watch:
+    """Compares the machine's busy time with ours, from its creation on."""
+
+    def __init__(self) -> None:
+        self._other, self._start = _busy() - time.process_time(), time.perf_counter()
+
+    def clean(self) -> bool:
+        """Return whether other processes took at most 15 % of a core and a clock tick."""
+        other = _busy() - time.process_time() - self._other
+        elapsed = time.perf_counter() - self._start
+        return other <= ALLOWED * elapsed + 1 / os.sysconf("SC_CLK_TCK")
