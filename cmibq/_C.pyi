@@ -24,8 +24,18 @@ class Kernels:
     def fakequant_row(self, x: _F32, scale: _F32, lo: _F32, hi: _F32, out: _F32, /) -> None: ...
     def fakequant_col(self, x: _F32, scale: _F32, lo: _F32, hi: _F32, out: _F32, /) -> None: ...
     def fakequant_bwd_row(
-        self, x: _F32, g: _F32, scale: _F32, lo: _F32, hi: _F32, gx: _F32, gscale: _F64, /
+        self,
+        x: _F32,
+        g: _F32,
+        scale: _F32,
+        lo: _F32,
+        hi: _F32,
+        gx: _F32,
+        gscale: _F64,
+        work: _F64,
+        /,
     ) -> None: ...
+    def fakequant_bwd_row_workspace(self, rows: int, cols: int, /) -> int: ...
     def fakequant_bwd_col(
         self,
         x: _F32,

@@ -12,7 +12,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"registry", "fileio"},
     {"_C"},
-    {"runtime"},
+    {"runtime", "memory"},
     {"arrays", "ops"},
     {"quant"},
     {"recipe"},
@@ -29,7 +29,8 @@ LEVELS: list[set[str]] = [
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 HOSTS = {"transformers", "llava", "tinyllava", "sam2", "lmms_eval"}
 MAY_USE_HOSTS = {"models", "data", "eval", "integrations", "demo"}
-NO_TORCH = {"errors", "registry", "fileio", "runtime", "arrays", "recipe", "report", "cli"}
+NO_TORCH = {"errors", "registry", "fileio", "runtime", "memory", "arrays", "recipe", "report"}
+NO_TORCH |= {"cli"}
 FILES = sorted((ROOT / "cmibq").rglob("*.py"))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.errors import check_axis
+from cmibq.memory import empty
 from cmibq.runtime import kernels
 
 __all__ = ["fakequant", "fakequant_backward"]
@@ -40,14 +41,14 @@ def fakequant(
         array([[ 0.5, -1. ,  0.5]], dtype=float32)
     """
     check_axis(axis)
-    out = np.empty_like(x) if out is None else out
+    out = empty(x.shape) if out is None else out
     call = kernels().fakequant_col if axis else kernels().fakequant_row
     call(x, scale, lo, hi, out)
     return out
 
 
 def fakequant_backward(
-    g: F32, x: F32, scale: F32, lo: F32, hi: F32, *, axis: int = 0
+    g: F32, x: F32, scale: F32, lo: F32, hi: F32, *, axis: int = 0, out: F32 | None = None
 ) -> tuple[F32, NDArray[np.float64]]:
     """Return the straight-through gradient of `fakequant` and its step-size gradient.
 
@@ -58,6 +59,7 @@ def fakequant_backward(
         lo: as in `fakequant`.
         hi: as in `fakequant`.
         axis: as in `fakequant`.
+        out: float32 [R, C] to write gx to; may be `g` itself.
 
     Returns:
         (gx, gscale): gx float32 [R, C] is `g` where ``lo <= x / scale <= hi`` and 0 elsewhere;
@@ -76,11 +78,12 @@ def fakequant_backward(
     """
     check_axis(axis)
     k = kernels()
-    gx = np.empty_like(x)
+    gx = empty(x.shape) if out is None else out
     gscale = np.empty_like(scale, dtype=np.float64)
     if axis:
-        work = np.zeros((k.fakequant_bwd_blocks(*x.shape), scale.size))
+        work = empty((k.fakequant_bwd_blocks(*x.shape), scale.size), np.float64)
         k.fakequant_bwd_col(x, g, scale, lo, hi, gx, gscale, work)
     else:
-        k.fakequant_bwd_row(x, g, scale, lo, hi, gx, gscale)
+        work = np.empty(k.fakequant_bwd_row_workspace(*x.shape))
+        k.fakequant_bwd_row(x, g, scale, lo, hi, gx, gscale, work)
     return gx, gscale

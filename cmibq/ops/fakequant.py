@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,9 +69,9 @@ def _backward_cpu(
     fixed = (view(x), view(g), view(scale), view(lo), view(hi), view(gx), view(gscale))
     if axis:
         rows = k.fakequant_bwd_blocks(x.shape[0], x.shape[1])
-        k.fakequant_bwd_col(*fixed, view(torch.zeros(rows, x.shape[1], dtype=torch.float64)))
+        k.fakequant_bwd_col(*fixed, np.empty((rows, x.shape[1])))
     else:
-        k.fakequant_bwd_row(*fixed)
+        k.fakequant_bwd_row(*fixed, np.empty(k.fakequant_bwd_row_workspace(*x.shape)))
     return gx, gscale.to(scale.dtype)
 
 

@@ -4,6 +4,7 @@
 #define CQ_DISPATCH_H
 
 #include "cq.h"
+#include "fakequant.h"
 #include "qgemm.h"
 
 #define KERNEL(name, exactness, avx2, avx512, avx512vnni, avx512bf16, avx512amx, neon, neondot,    \

@@ -24,6 +24,7 @@ typedef struct job {
     float *token_scale;
     int bits;
     size_t C;
+    int stream;
 } job;
 
 static cq_affine grid_of(const job *j, size_t r) {
@@ -67,19 +68,27 @@ static void encode_tokens(void *ctx, size_t begin, size_t end, size_t block) {
 
 static void fake_tokens(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
-    const float half = (float)(1 << (j->bits - 1));
+    const float lo = -(float)(1 << (j->bits - 1)), hi = -lo - 1.0f;
     (void)block;
     for (size_t r = begin; r < end; r++) {
         const float *x = (const float *)j->in + r * j->C;
-        j->k->fakequant_f32_row(x, (float *)j->out + r * j->C, j->C,
-                                (cq_affine){token_scale(j, x), -half, half - 1.0f});
+        const float scale = token_scale(j, x);
+        const cq_fakequant_block b = {.x = x,
+                                      .out = (float *)j->out + r * j->C,
+                                      .scale = &scale,
+                                      .lo = &lo,
+                                      .hi = &hi,
+                                      .rows = 1,
+                                      .cols = j->C,
+                                      .stream = j->stream};
+        j->k->fakequant_f32_row(&b);
     }
 }
 
 cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uint8_t *zero,
                        int bits, uint8_t *out, size_t R, size_t C) {
     CQ_TRY(check_grid(cx, scale, zero, R, bits));
-    job j = {cx->k, x, out, scale, zero, NULL, bits, C};
+    job j = {cx->k, x, out, scale, zero, NULL, bits, C, 0};
     cq_parallel_rows(R, cq_grain(C), cx->threads, encode, &j);
     return CQ_OK;
 }
@@ -87,20 +96,21 @@ cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uin
 cq_status cq_decode_row(cq_ctx *cx, const uint8_t *codes, const float *scale, const uint8_t *zero,
                         float *out, size_t R, size_t C) {
     CQ_TRY(check_grid(cx, scale, zero, R, 8));
-    job j = {cx->k, codes, out, scale, zero, NULL, 8, C};
+    job j = {cx->k, codes, out, scale, zero, NULL, 8, C, 0};
     cq_parallel_rows(R, cq_grain(C), cx->threads, decode, &j);
     return CQ_OK;
 }
 
 cq_status cq_codes_token_s8(cq_ctx *cx, const float *x, int8_t *out, float *scale, size_t R,
                             size_t C) {
-    job j = {cx->k, x, out, NULL, NULL, scale, 8, C};
+    job j = {cx->k, x, out, NULL, NULL, scale, 8, C, 0};
     cq_parallel_rows(R, cq_grain(C), cx->threads, encode_tokens, &j);
     return CQ_OK;
 }
 
 cq_status cq_fakequant_token(cq_ctx *cx, const float *x, int bits, float *out, size_t R, size_t C) {
-    job j = {cx->k, x, out, NULL, NULL, NULL, bits, C};
+    const int stream = cq_fakequant_streams(x, out, R, C);
+    job j = {cx->k, x, out, NULL, NULL, NULL, bits, C, stream};
     cq_parallel_rows(R, cq_grain(C), cx->threads, fake_tokens, &j);
     return CQ_OK;
 }

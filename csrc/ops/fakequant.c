@@ -1,84 +1,150 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "core/grid.h"
 #include "core/parallel.h"
 #include "ops.h"
 
-#include <math.h>
+#include <float.h>
+#include <string.h>
 
-/* Refuse a scale that is not finite and > 0, and bounds that are not small ordered integers. */
+static int bad_scale(float scale) { return !(scale > 0.0f) | !(scale <= FLT_MAX); }
+
+/* Bounds are integers of at most 2**22: rounding changes nothing. */
+static int bad_bound(float bound) {
+    const float limit = 4194304.0f;
+    return !(bound >= -limit) | !(bound <= limit) | (cq_rint_small(bound) != bound);
+}
+
+/* Refuse a scale that is not finite and > 0, and bounds that are not small ordered integers. The
+ * first loop has no branches, so that the compiler makes it as wide as the machine. */
 static cq_status check_affine(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
                               size_t n) {
-    const float limit = 4194304.0f;
-    for (size_t i = 0; i < n; i++) {
-        if (!(scale[i] > 0.0f) || isinf(scale[i]))
-            return cq_refuse(cx, CQ_BAD_SCALE, i, (double)scale[i]);
-        if (!(lo[i] >= -limit) || rintf(lo[i]) != lo[i])
-            return cq_refuse(cx, CQ_BAD_BOUNDS, i, (double)lo[i]);
-        if (!(hi[i] <= limit) || !(hi[i] >= lo[i]) || rintf(hi[i]) != hi[i])
+    int bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= bad_scale(scale[i]) | bad_bound(lo[i]) | bad_bound(hi[i]) | !(hi[i] >= lo[i]);
+    for (size_t i = 0; bad && i < n; i++) {
+        if (bad_scale(scale[i])) return cq_refuse(cx, CQ_BAD_SCALE, i, (double)scale[i]);
+        if (bad_bound(lo[i])) return cq_refuse(cx, CQ_BAD_BOUNDS, i, (double)lo[i]);
+        if (bad_bound(hi[i]) || hi[i] < lo[i])
             return cq_refuse(cx, CQ_BAD_BOUNDS, i, (double)hi[i]);
     }
     return CQ_OK;
 }
 
+typedef void (*block_kernel)(const cq_fakequant_block *b);
+
 typedef struct job {
-    const cq_kernels *k;
-    const float *x, *g, *scale, *lo, *hi;
-    float *out;
-    double *gscale;
-    size_t C;
+    block_kernel kernel;
+    cq_fakequant_block all;
+    size_t chunks; /* of a row, for long rows */
+    double *partial;
 } job;
 
-static void forward_row(void *ctx, size_t begin, size_t end, size_t block) {
+/* Rows [begin, end), parameters per row. */
+static void whole_rows(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
+    const size_t at = begin * j->all.cols;
+    cq_fakequant_block b = j->all;
     (void)block;
-    for (size_t r = begin; r < end; r++)
-        j->k->fakequant_f32_row(j->x + r * j->C, j->out + r * j->C, j->C,
-                                (cq_affine){j->scale[r], j->lo[r], j->hi[r]});
+    b.x += at;
+    b.out += at;
+    b.rows = end - begin;
+    b.scale += begin;
+    b.lo += begin;
+    b.hi += begin;
+    if (b.g) {
+        b.g += at;
+        b.gscale += begin;
+    }
+    j->kernel(&b);
 }
 
-static void forward_col(void *ctx, size_t begin, size_t end, size_t block) {
+/* Chunk `begin` of all rows: rows long enough to be cut. */
+static void one_chunk(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
+    const size_t r = begin / j->chunks, first = begin % j->chunks * CQ_FAKEQUANT_CHUNK;
+    const size_t at = r * j->all.cols + first;
+    cq_fakequant_block b = j->all;
+    (void)end;
     (void)block;
-    for (size_t r = begin; r < end; r++)
-        j->k->fakequant_f32_col(j->x + r * j->C, j->out + r * j->C, j->C, j->scale, j->lo, j->hi);
+    b.x += at;
+    b.out += at;
+    b.rows = 1;
+    b.cols = cq_min_size(CQ_FAKEQUANT_CHUNK, j->all.cols - first);
+    b.stream = b.stream && b.cols >= 16;
+    b.scale += r;
+    b.lo += r;
+    b.hi += r;
+    if (b.g) {
+        b.g += at;
+        b.gscale = j->partial + begin;
+    }
+    j->kernel(&b);
 }
 
-static void backward_row(void *ctx, size_t begin, size_t end, size_t block) {
+/* Rows [begin, end), parameters per column. */
+static void all_columns(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
-    (void)block;
-    for (size_t r = begin; r < end; r++)
-        j->k->fakequant_bwd_f32_row(j->x + r * j->C, j->g + r * j->C, j->out + r * j->C, j->C,
-                                    (cq_affine){j->scale[r], j->lo[r], j->hi[r]}, j->gscale + r);
+    const size_t at = begin * j->all.cols;
+    cq_fakequant_block b = j->all;
+    b.x += at;
+    b.out += at;
+    b.rows = end - begin;
+    if (b.g) {
+        b.g += at;
+        b.gscale = j->partial + block * b.cols;
+        memset(b.gscale, 0, b.cols * sizeof *b.gscale);
+    }
+    j->kernel(&b);
 }
 
-static void backward_col(void *ctx, size_t begin, size_t end, size_t block) {
-    const job *j = ctx;
-    for (size_t r = begin; r < end; r++)
-        j->k->fakequant_bwd_f32_col(j->x + r * j->C, j->g + r * j->C, j->out + r * j->C, j->C,
-                                    j->scale, j->lo, j->hi, j->gscale + block * j->C);
+static void run_rows(const cq_ctx *cx, job *j) {
+    const size_t R = j->all.rows, C = j->all.cols;
+    if (j->chunks < 2)
+        cq_parallel_rows(R, cq_grain(C), cx->threads, whole_rows, j);
+    else
+        cq_parallel_rows(R * j->chunks, 1, cx->threads, one_chunk, j);
 }
 
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
     CQ_TRY(check_affine(cx, scale, lo, hi, R));
-    job j = {cx->k, x, NULL, scale, lo, hi, out, NULL, C};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, forward_row, &j);
+    const int stream = cq_fakequant_streams(x, out, R, C);
+    job j = {cx->k->fakequant_f32_row,
+             {x, NULL, out, NULL, scale, lo, hi, R, C, stream},
+             cq_ceil_div(C, CQ_FAKEQUANT_CHUNK),
+             NULL};
+    run_rows(cx, &j);
     return CQ_OK;
 }
 
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
-    job j = {cx->k, x, NULL, scale, lo, hi, out, NULL, C};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, forward_col, &j);
+    const int stream = cq_fakequant_streams(x, out, R, C);
+    job j = {cx->k->fakequant_f32_col, {x, NULL, out, NULL, scale, lo, hi, R, C, stream}, 0, NULL};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, all_columns, &j);
     return CQ_OK;
+}
+
+size_t cq_fakequant_bwd_row_workspace(size_t R, size_t C) {
+    const size_t chunks = cq_ceil_div(C, CQ_FAKEQUANT_CHUNK);
+    return chunks < 2 ? 0 : R * chunks;
 }
 
 cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
-                               size_t R, size_t C) {
+                               double *work, size_t R, size_t C) {
     CQ_TRY(check_affine(cx, scale, lo, hi, R));
-    job j = {cx->k, x, g, scale, lo, hi, gx, gscale, C};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, backward_row, &j);
+    const int stream = cq_fakequant_streams(g, gx, R, C);
+    job j = {cx->k->fakequant_bwd_f32_row,
+             {x, g, gx, gscale, scale, lo, hi, R, C, stream},
+             cq_ceil_div(C, CQ_FAKEQUANT_CHUNK),
+             work};
+    run_rows(cx, &j);
+    for (size_t r = 0; j.chunks > 1 && r < R; r++) {
+        gscale[r] = work[r * j.chunks];
+        for (size_t k = 1; k < j.chunks; k++) gscale[r] += work[r * j.chunks + k];
+    }
     return CQ_OK;
 }
 
@@ -88,8 +154,9 @@ cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C) {
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
-    job j = {cx->k, x, g, scale, lo, hi, gx, work, C};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, backward_col, &j);
+    const int stream = cq_fakequant_streams(g, gx, R, C);
+    job j = {cx->k->fakequant_bwd_f32_col, {x, g, gx, NULL, scale, lo, hi, R, C, stream}, 0, work};
+    cq_parallel_rows(R, cq_grain(C), cx->threads, all_columns, &j);
     for (size_t c = 0; c < C; c++) gscale[c] = 0.0;
     for (size_t b = 0; b < cq_fakequant_bwd_blocks(R, C); b++)
         for (size_t c = 0; c < C; c++) gscale[c] += work[b * C + c];

@@ -12,12 +12,14 @@ cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C);
 
-/* g, gx [R, C]; gscale [R] or [C] float64. `work` of the column form: [blocks, C] float64 zeros,
- * with blocks = cq_fakequant_bwd_blocks(R, C). */
+/* g, gx [R, C]; gscale [R] or [C] float64. `work` float64: of the column form [blocks, C], with
+ * blocks = cq_fakequant_bwd_blocks(R, C); of the row form cq_fakequant_bwd_row_workspace(R, C)
+ * values, none for rows of at most 65536 elements: longer ones are summed in chunks, in order. */
+size_t cq_fakequant_bwd_row_workspace(size_t R, size_t C);
 size_t cq_fakequant_bwd_blocks(size_t R, size_t C);
 cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
-                               size_t R, size_t C);
+                               double *work, size_t R, size_t C);
 cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C);

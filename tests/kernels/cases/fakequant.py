@@ -46,10 +46,11 @@ def _fq_bwd_run(axis: int) -> Callable[[object, Arrays], Arrays]:
         gscale = np.full(a["scale"].shape, 77.0)
         args = [a["x"], a["g"], a["scale"], a["lo"], a["hi"], gx, gscale]
         if axis:
-            work = np.zeros((k.fakequant_bwd_blocks(*gx.shape), gscale.size))
+            work = np.full((k.fakequant_bwd_blocks(*gx.shape), gscale.size), 77.0)
             k.fakequant_bwd_col(*args, work)
         else:
-            k.fakequant_bwd_row(*args)
+            work = np.full(k.fakequant_bwd_row_workspace(*gx.shape), 77.0)
+            k.fakequant_bwd_row(*args, work)
         return {"gx": gx, "gscale": gscale}
 
     return run

@@ -1,0 +1,151 @@
+"""Large arrays from huge pages, their memory used again by later calls.
+
+A fresh 64 MiB array costs 16384 page faults before the first result is in it: several times what
+the kernel needs to fill it. Results of `LARGE` bytes and more therefore come from anonymous memory
+that asks the kernel for huge pages, and when the last array, view or tensor over such memory is
+gone it goes to a free list, from which the next result is taken. The list holds at most `CAP` bytes
+(oldest out first), counts as resident memory of the process, and empties with `clear`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["CAP", "LARGE", "clear", "empty", "held"]
+
+LARGE = 4 << 20
+"""Bytes from which an array is worth its own pages: two huge pages."""
+CAP = 512 << 20
+"""Most bytes that wait for their next use."""
+HUGE_PAGE = 2 << 20
+
+
+class _Pool:
+    """Mappings that nobody refers to, oldest first."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew; also in a forked child, where another thread may have held the lock."""
+        self.lock = threading.RLock()  # a collection inside it may give back another mapping
+        self.free: list[mmap.mmap] = []
+        self.size = 0
+
+    def take(self, size: int) -> mmap.mmap:
+        """Return a mapping of at least `size` bytes and at most a quarter more."""
+        with self.lock:
+            fit = min((m for m in self.free if size <= len(m) <= size + size // 4), key=len,
+                      default=None)  # fmt: skip
+            if fit is not None:
+                self.free.remove(fit)
+                self.size -= len(fit)
+                return fit
+        return _map(size)
+
+    def give(self, mapping: mmap.mmap) -> None:
+        """Keep a mapping for later; unmap the oldest beyond `CAP`."""
+        with self.lock:
+            self.free.append(mapping)
+            self.size += len(mapping)
+            while self.size > CAP:
+                self.size -= len(self.free.pop(0))
+
+
+def _map(size: int) -> mmap.mmap:
+    try:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"cannot map {size} bytes for a result: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without huge pages: ordinary ones then
+            return mapping
+    return mapping
+
+
+class _Owner:
+    """What arrays over a mapping refer to; gives it back when the last of them is gone."""
+
+    def __init__(
+        self, pool: _Pool, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.pool = pool
+        # One huge page more than needed: address space, of which only whole pages are ever touched.
+        self.mapping = pool.take(-(-size // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE)
+        start = np.frombuffer(self.mapping, np.uint8).ctypes.data
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (-(-start // HUGE_PAGE) * HUGE_PAGE, False),
+            "shape": shape,
+            "typestr": dtype.str,
+        }
+
+    def __del__(self) -> None:
+        if hasattr(self, "mapping"):
+            self.pool.give(self.mapping)
+
+
+_POOL = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOL.forget)
+
+
+def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return an array whose values are not set, from huge pages where it is large.
+
+    Args:
+        shape: its sizes.
+        dtype: its type.
+
+    Returns:
+        A C-contiguous array. Its memory is used again only when no array, view or tensor over it
+        is left.
+
+    Raises:
+        MemoryError: no memory of that size.
+
+    Example:
+        >>> empty((2, 3)).shape
+        (2, 3)
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    kind = np.dtype(dtype)
+    size = prod(shape) * kind.itemsize
+    if size < LARGE or kind.hasobject:
+        return np.empty(shape, kind)
+    return np.asarray(_Owner(_POOL, size, shape, kind))
+
+
+def held() -> int:
+    """Return the bytes that wait for their next use; they count as memory of this process.
+
+    Example:
+        >>> clear()
+        >>> held()
+        0
+    """
+    return _POOL.size
+
+
+def clear() -> None:
+    """Give the waiting memory back to the system.
+
+    Example:
+        >>> large = empty(LARGE, np.uint8)
+        >>> del large
+        >>> held() >= LARGE
+        True
+        >>> clear()
+    """
+    with _POOL.lock:
+        _POOL.free.clear()
+        _POOL.size = 0
