@@ -1,12 +1,13 @@
 from typing import final
 
-from numpy import float32, float64, int8, uint8, uint16
+from numpy import float32, float64, int8, int64, uint8, uint16
 from numpy.typing import NDArray
 
 _F32 = NDArray[float32]
 _F64 = NDArray[float64]
 _U8 = NDArray[uint8]
 _S8 = NDArray[int8]
+_S64 = NDArray[int64]
 _U16 = NDArray[uint16]
 
 ISAS: tuple[str, ...]
@@ -85,11 +86,15 @@ class Kernels:
         mode: int,
         act_bits: int,
         kind: int,
+        bf16: int,
+        first: _S64,
         loss: _F64,
-        work: _F64,
+        work: _U8,
         /,
     ) -> None: ...
-    def scaleloss_workspace(self, T: int, N: int, K: int, act_bits: int, /) -> int: ...
+    def scaleloss_workspace(
+        self, T: int, N: int, K: int, B: int, act_bits: int, bf16: int, /
+    ) -> int: ...
     def qgemm_f32(
         self,
         x: _F32,

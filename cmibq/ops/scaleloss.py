@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,9 +53,10 @@ def _cpu(
     if any(t.dtype != torch.float32 for t in (x, w, s)):
         return reference(x, w, token, s, bits, group, mode, act_bits, power)
     k, out = kernels(), token.new_empty(len(s))
-    work = token.new_empty(k.scaleloss_workspace(len(x), len(w), w.shape[1], act_bits))
+    work = np.empty(k.scaleloss_workspace(len(x), len(w), w.shape[1], 1, act_bits, 0), np.uint8)
     tensors = (view(x), view(w), view(token), view(s))
-    k.scaleloss(*tensors, bits, group, mode, act_bits, power - 1, view(out), view(work))
+    what = (bits, group, mode, act_bits, power - 1, 0, np.zeros(1, np.int64))
+    k.scaleloss(*tensors, *what, view(out)[:, None], work)
     return out
 
 

@@ -62,19 +62,21 @@ cq_status cq_pack_row(cq_ctx *cx, const uint8_t *codes, int bits, uint8_t *out, 
 cq_status cq_unpack_row(cq_ctx *cx, const uint8_t *packed, int bits, uint8_t *out, size_t R,
                         size_t C);
 
-/* Loss of every candidate scale s[i] of a linear layer; see csrc/kernels/scaleloss/scalar.c. */
+/* Loss of every candidate scale s[i] of a linear layer on every block of tokens; block b is tokens
+ * first[b] .. first[b + 1] - 1. See csrc/kernels/scaleloss/scalar.c. */
 typedef struct cq_scaleloss_args {
-    const float *x, *w;  /* [T, K], [N, K] */
-    const double *token; /* [T] */
-    const float *s;      /* [S, K] */
-    size_t T, N, K, S;
+    const float *x, *w;   /* [T, K], [N, K] */
+    const double *token;  /* [T] */
+    const float *s;       /* [S, K] */
+    const int64_t *first; /* [B], ascending from 0 */
+    size_t T, N, K, S, B;
     size_t group; /* divides K, at least 1 */
-    int bits, mode, act_bits, kind;
+    int bits, mode, act_bits, kind, bf16;
 } cq_scaleloss_args;
 
-/* How many doubles `work` holds. */
-size_t cq_scaleloss_workspace(size_t T, size_t N, size_t K, int act_bits);
-cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, double *work);
+/* loss [S, B]; `work` holds cq_scaleloss_workspace bytes (reads the sizes, act_bits and bf16). */
+size_t cq_scaleloss_workspace(const cq_scaleloss_args *a);
+cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uint8_t *work);
 
 /* A packed weight [N, K]: codes [N, cq_packed_bytes(K, bits)], scale float16 [N, G], zero codes
  * [N, cq_packed_bytes(G, bits)] or NULL (symmetric: 2**(bits-1)). G divides K; K / G is a multiple

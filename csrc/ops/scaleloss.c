@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For each candidate: quantise and pack a slab of weight rows, then multiply it with all tokens and
- * add up the loss, one partial sum per tile in a fixed order. Nothing of size T * N is ever kept.
- */
+/* For each candidate, tasks of a slab of weight rows: quantise and pack the slab, multiply it with
+ * all tokens and add up the loss per block of tokens, in a fixed order. Nothing of size T * N is
+ * ever kept. Slots, at most 8, are what threads take; each owns the memory of one slab. */
 #include "kernels/scaleloss/scaleloss.h"
 
 #include "core/parallel.h"
@@ -9,118 +9,204 @@
 
 #include <math.h>
 
-typedef struct sizes {
-    size_t slab_rows, panels, slab_tokens, chunks; /* weight rows, panels; tokens, tiles of them */
-} sizes;
+enum { MAX_SLOTS = 8, HALF_PANEL = CQ_PANEL / 2, MIN_TASKS = 16 };
 
-static sizes plan(size_t T, size_t N, int act) {
-    sizes z;
-    z.slab_rows = cq_min_size(CQ_SLAB_ROWS, cq_ceil_div(N, CQ_PANEL) * CQ_PANEL);
-    z.panels = z.slab_rows / CQ_PANEL;
-    z.slab_tokens = act ? cq_min_size(CQ_SLAB_TOKENS, T) : T;
-    z.chunks = cq_ceil_div(z.slab_tokens, CQ_TILE_ROWS);
-    return z;
+/* Tokens whose packed or quantised copies are kept at once, and bytes of a slab (of a 2 MB L2). */
+static const size_t PLAIN_TOKENS = 8192, ACT_TOKENS = 1024, SLAB_BYTES = 1 << 20;
+
+typedef struct plan {
+    size_t copies;      /* operands of the error: 1, or 2 with activations */
+    size_t width, size; /* inputs of a packed row, bytes of a packed value */
+    size_t slab, slabs; /* weight rows of a task, tasks of a candidate */
+    size_t tokens;      /* of a chunk */
+    size_t slots;
+    size_t partial_bytes, token_bytes, slab_bytes, scratch_bytes; /* multiples of 64 */
+} plan;
+
+static size_t whole_lines(size_t bytes) { return cq_ceil_div(bytes, 64) * 64; }
+
+static plan make_plan(const cq_scaleloss_args *a) {
+    plan p = {.copies = a->act_bits ? 2 : 1, .size = a->bf16 ? 2 : 4};
+    p.width = a->bf16 ? cq_ceil_div(a->K, CQ_BF16_K) * CQ_BF16_K : a->K;
+    const size_t panels = cq_ceil_div(a->N, CQ_PANEL);
+    const size_t panel_bytes = CQ_PANEL * p.width * p.size * p.copies;
+    size_t most = panel_bytes ? SLAB_BYTES / panel_bytes : 1;
+    most = cq_min_size(most, panels / MIN_TASKS);
+    p.slab = CQ_PANEL * (most ? most : 1);
+    p.slabs = cq_ceil_div(a->N, p.slab);
+    p.tokens = cq_min_size(a->T, a->act_bits ? ACT_TOKENS : PLAIN_TOKENS);
+    p.slots = cq_min_size(p.slabs, MAX_SLOTS);
+    p.partial_bytes = whole_lines(p.slabs * a->B * sizeof(double));
+    const size_t strips = cq_ceil_div(p.tokens, CQ_BF16_M) * CQ_BF16_M;
+    p.token_bytes = a->bf16 ? whole_lines(p.copies * strips * p.width * 2) : 0;
+    if (a->act_bits) p.token_bytes += whole_lines(2 * p.tokens * a->K * sizeof(float));
+    p.slab_bytes = whole_lines(p.slab * p.width * p.size * p.copies);
+    p.scratch_bytes = whole_lines(CQ_PANEL * a->K * sizeof(float) * p.copies);
+    return p;
 }
 
-size_t cq_scaleloss_workspace(size_t T, size_t N, size_t K, int act_bits) {
-    const sizes z = plan(T, N, act_bits != 0);
-    const size_t copies = act_bits ? 4 : 2;
-    const size_t floats = copies * z.slab_rows * K + (act_bits ? 2 * z.slab_tokens * K : 0);
-    return z.panels * z.chunks + cq_ceil_div(floats, 2);
+size_t cq_scaleloss_workspace(const cq_scaleloss_args *a) {
+    const plan p = make_plan(a);
+    return 64 + p.partial_bytes + p.token_bytes + p.slots * (p.slab_bytes + p.scratch_bytes);
 }
 
 typedef struct job {
     const cq_kernels *k;
-    const float *x, *w, *s;
-    const double *token;
-    size_t K, group, rows, tokens, chunks; /* rows and tokens of this slab */
-    int bits, mode, act_bits, kind;
-    float *scratch[2], *packed[2]; /* error and, with activations, scaled weights */
-    float *hat, *dx;
-    double *partial;
+    const cq_scaleloss_args *a;
+    plan p;
+    const float *s;      /* of this candidate */
+    size_t t0, tokens;   /* of this chunk */
+    double *partial;     /* [slabs, B] */
+    uint16_t *packed[2]; /* bf16: strips of the tokens of the chunk, per operand */
+    float *hat, *dx;     /* act_bits: [tokens, K] */
+    uint8_t *slots;
 } job;
 
-static void quantise_panel(void *ctx, size_t begin, size_t end, size_t block) {
+static void pack_tokens(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
+    const size_t K = j->a->K;
     (void)block;
-    for (size_t panel = begin; panel < end; panel++) {
-        const size_t first = panel * CQ_PANEL, m = cq_min_size(CQ_PANEL, j->rows - first);
-        for (size_t r = first; r < first + m; r++)
-            for (size_t g = 0; g < j->K; g += j->group) {
-                const size_t at = r * j->K + g;
-                j->k->scaleloss_weight_f32(j->w + at, j->s + g, j->group, j->bits, j->mode,
-                                           j->scratch[0] + at,
-                                           j->act_bits ? j->scratch[1] + at : NULL);
-            }
-        for (int p = 0; p < (j->act_bits ? 2 : 1); p++)
-            j->k->scaleloss_pack_f32(j->scratch[p] + first * j->K, m, j->K,
-                                     j->packed[p] + first * j->K);
+    for (size_t strip = begin; strip < end; strip++) {
+        const size_t t = strip * CQ_BF16_M, m = cq_min_size(CQ_BF16_M, j->tokens - t);
+        const float *rows[2] = {j->a->x + (j->t0 + t) * K, NULL};
+        if (j->a->act_bits) {
+            for (size_t r = t; r < t + m; r++)
+                j->k->scaleloss_token_f32(j->a->x + (j->t0 + r) * K, j->s, K, j->a->act_bits,
+                                          j->hat + r * K, j->dx + r * K);
+            rows[0] = j->hat + t * K, rows[1] = j->dx + t * K;
+        }
+        for (size_t i = 0; i < j->p.copies && j->a->bf16; i++)
+            j->k->scaleloss_tokens_bf16(rows[i], K, m, K, j->packed[i] + t * j->p.width);
     }
 }
 
-static void quantise_tokens(void *ctx, size_t begin, size_t end, size_t block) {
-    const job *j = ctx;
-    (void)block;
-    for (size_t t = begin; t < end; t++)
-        j->k->scaleloss_token_f32(j->x + t * j->K, j->s, j->K, j->act_bits, j->hat + t * j->K,
-                                  j->dx + t * j->K);
-}
-
-static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
-    const job *j = ctx;
-    (void)block;
-    for (size_t task = begin; task < end; task++) {
-        const size_t panel = task / j->chunks, t = task % j->chunks * CQ_TILE_ROWS;
-        const size_t m = cq_min_size(CQ_TILE_ROWS, j->tokens - t), at = panel * CQ_PANEL * j->K;
-        const float *x0 = (j->act_bits ? j->hat : j->x) + t * j->K;
-        const float *x1 = j->act_bits ? j->dx + t * j->K : NULL;
-        j->k->scaleloss_tile_f32(x0, j->packed[0] + at, x1, j->act_bits ? j->packed[1] + at : NULL,
-                                 m, j->K, j->token + t, j->kind, j->partial + task);
-    }
-}
-
-/* Loss of one candidate over all slabs. */
-static double candidate(const cq_ctx *cx, job *j, const cq_scaleloss_args *a, sizes z) {
-    double loss = 0.0;
-    for (size_t t = 0; t < a->T; t += z.slab_tokens) {
-        j->x = a->x + t * a->K;
-        j->token = a->token + t;
-        j->tokens = cq_min_size(z.slab_tokens, a->T - t);
-        j->chunks = cq_ceil_div(j->tokens, CQ_TILE_ROWS);
-        if (j->act_bits)
-            cq_parallel_rows(j->tokens, cq_grain(a->K), cx->threads, quantise_tokens, j);
-        for (size_t n = 0; n < a->N; n += z.slab_rows) {
-            j->w = a->w + n * a->K;
-            j->rows = cq_min_size(z.slab_rows, a->N - n);
-            const size_t panels = cq_ceil_div(j->rows, CQ_PANEL);
-            cq_parallel_rows(panels, 1, cx->threads, quantise_panel, j);
-            cq_parallel_rows(panels * j->chunks, 1, cx->threads, multiply, j);
-            for (size_t i = 0; i < panels * j->chunks; i++) loss += j->partial[i];
+/* Quantise rows n .. n + m - 1 of the weight and pack them as one panel per operand. */
+static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t *const to[2]) {
+    const cq_scaleloss_args *a = j->a;
+    const size_t K = a->K;
+    float *const rows[2] = {scratch, a->act_bits ? scratch + CQ_PANEL * K : NULL};
+    for (size_t r = 0; r < m; r++)
+        for (size_t g = 0; g < K; g += a->group) {
+            const size_t at = r * K + g;
+            j->k->scaleloss_weight_f32(a->w + n * K + at, j->s + g, a->group, a->bits, a->mode,
+                                       rows[0] + at, rows[1] ? rows[1] + at : NULL);
+        }
+    for (size_t i = 0; i < j->p.copies; i++) {
+        if (!a->bf16) {
+            j->k->scaleloss_pack_f32(rows[i], m, K, (float *)(void *)to[i]);
+            continue;
+        }
+        for (size_t half = 0; half < 2; half++) {
+            const size_t first = half * HALF_PANEL;
+            const size_t left = m > first ? cq_min_size(m - first, HALF_PANEL) : 0;
+            j->k->scaleloss_panel_bf16(rows[i] + (left ? first : 0) * K, left, K, half,
+                                       (uint16_t *)(void *)to[i]);
         }
     }
-    return loss;
 }
 
-cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, double *work) {
+/* Row sums of tokens t .. t + m - 1 of the chunk over all panels of a slab. */
+static void multiply(const job *j, size_t panels, size_t t, size_t m, const uint8_t *slab,
+                     double *row) {
+    const cq_scaleloss_args *a = j->a;
+    const size_t bytes = CQ_PANEL * j->p.width * j->p.size, K = a->K;
+    for (size_t r = 0; r < m; r++) row[r] = 0.0;
+    for (size_t i = 0; i < panels; i++) {
+        const uint8_t *b0 = slab + i * j->p.copies * bytes, *b1 = a->act_bits ? b0 + bytes : NULL;
+        if (a->bf16) {
+            const size_t at = t * j->p.width;
+            j->k->scaleloss_tile_bf16(j->packed[0] + at, (const uint16_t *)(const void *)b0,
+                                      b1 ? j->packed[1] + at : NULL,
+                                      (const uint16_t *)(const void *)b1, m, j->p.width, a->kind,
+                                      row);
+        } else {
+            const float *x0 = a->act_bits ? j->hat + t * K : a->x + (j->t0 + t) * K;
+            j->k->scaleloss_tile_f32(x0, (const float *)(const void *)b0, b1 ? j->dx + t * K : NULL,
+                                     (const float *)(const void *)b1, m, K, a->kind, row);
+        }
+    }
+}
+
+static void run_slab(const job *j, size_t slab, uint8_t *memory) {
+    const cq_scaleloss_args *a = j->a;
+    const size_t n = slab * j->p.slab, rows = cq_min_size(j->p.slab, a->N - n);
+    const size_t panels = cq_ceil_div(rows, CQ_PANEL);
+    const size_t bytes = CQ_PANEL * j->p.width * j->p.size;
+    const size_t step = a->bf16 ? 2 * CQ_BF16_M : CQ_TILE_ROWS;
+    float *scratch = (float *)(void *)(memory + j->p.slab_bytes);
+    double *partial = j->partial + slab * a->B;
+    for (size_t i = 0; i < panels; i++) {
+        uint8_t *const at = memory + i * j->p.copies * bytes;
+        uint8_t *const to[2] = {at, at + bytes};
+        pack_panel(j, n + i * CQ_PANEL, cq_min_size(CQ_PANEL, rows - i * CQ_PANEL), scratch, to);
+    }
+    size_t b = 0;
+    for (size_t t = 0; t < j->tokens; t += step) {
+        double row[CQ_TILE_ROWS];
+        const size_t m = cq_min_size(step, j->tokens - t);
+        multiply(j, panels, t, m, memory, row);
+        for (size_t r = 0; r < m; r++) {
+            const size_t token = j->t0 + t + r;
+            while (b + 1 < a->B && (size_t)a->first[b + 1] <= token) b++;
+            partial[b] += a->token[token] * row[r];
+        }
+    }
+}
+
+static void run_slots(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    (void)block;
+    for (size_t i = begin; i < end; i++)
+        for (size_t slab = i; slab < j->p.slabs; slab += j->p.slots)
+            run_slab(j, slab, j->slots + i * (j->p.slab_bytes + j->p.scratch_bytes));
+}
+
+/* Add the loss of one candidate on the tokens of the chunk. */
+static void candidate(const cq_ctx *cx, job *j, double *loss) {
+    const cq_scaleloss_args *a = j->a;
+    const size_t strips = cq_ceil_div(j->tokens, CQ_BF16_M);
+    if (a->act_bits)
+        cq_parallel_rows(strips, cq_grain(CQ_BF16_M * a->K), cx->threads, pack_tokens, j);
+    for (size_t i = 0; i < j->p.slabs * a->B; i++) j->partial[i] = 0.0;
+    cq_parallel_rows(j->p.slots, 1, cx->threads, run_slots, j);
+    for (size_t slab = 0; slab < j->p.slabs; slab++)
+        for (size_t b = 0; b < a->B; b++) loss[b] += j->partial[slab * a->B + b];
+}
+
+static cq_status check(cq_ctx *cx, const cq_scaleloss_args *a) {
     for (size_t i = 0; i < a->S * a->K; i++)
         if (!(a->s[i] > 0.0f) || isinf(a->s[i]))
             return cq_refuse(cx, CQ_BAD_SCALE, i, (double)a->s[i]);
-    const sizes z = plan(a->T, a->N, a->act_bits != 0);
-    const size_t slab = z.slab_rows * a->K;
-    float *floats = (float *)(void *)(work + z.panels * z.chunks);
-    job j = {.k = cx->k, .K = a->K, .group = a->group, .bits = a->bits, .mode = a->mode};
-    j.act_bits = a->act_bits;
-    j.kind = a->kind;
-    j.partial = work;
-    for (int p = 0; p < (a->act_bits ? 2 : 1); p++) {
-        j.scratch[p] = floats + (size_t)p * 2 * slab;
-        j.packed[p] = j.scratch[p] + slab;
+    for (size_t b = 0; b < a->B; b++) {
+        const int64_t least = b ? a->first[b - 1] : 0;
+        if (a->first[b] < least || (!b && a->first[b]) || (size_t)a->first[b] > a->T)
+            return cq_refuse(cx, CQ_BAD_BLOCKS, b, (double)a->first[b]);
     }
-    j.hat = floats + 4 * slab;
-    j.dx = j.hat + z.slab_tokens * a->K;
-    for (size_t i = 0; i < a->S; i++) {
-        j.s = a->s + i * a->K;
-        loss[i] = candidate(cx, &j, a, z);
+    return CQ_OK;
+}
+
+cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uint8_t *work) {
+    CQ_TRY(check(cx, a));
+    job j = {.k = cx->k, .a = a, .p = make_plan(a)};
+    work += (64 - (uintptr_t)work % 64) % 64;
+    j.partial = (double *)(void *)work;
+    uint8_t *tokens = work + j.p.partial_bytes;
+    const size_t strips = cq_ceil_div(j.p.tokens, CQ_BF16_M) * CQ_BF16_M;
+    j.slots = tokens + j.p.token_bytes;
+    j.packed[0] = (uint16_t *)(void *)tokens;
+    j.packed[1] = j.packed[0] + strips * j.p.width;
+    j.hat = (float *)(void *)(tokens + (a->bf16 ? whole_lines(4 * strips * j.p.width) : 0));
+    j.dx = j.hat + j.p.tokens * a->K;
+    for (size_t i = 0; i < a->S * a->B; i++) loss[i] = 0.0;
+    for (j.t0 = 0; j.t0 < a->T; j.t0 += j.p.tokens) {
+        j.tokens = cq_min_size(j.p.tokens, a->T - j.t0);
+        if (a->bf16 && !a->act_bits)
+            cq_parallel_rows(cq_ceil_div(j.tokens, CQ_BF16_M), cq_grain(CQ_BF16_M * a->K),
+                             cx->threads, pack_tokens, &j);
+        for (size_t i = 0; i < a->S; i++) {
+            j.s = a->s + i * a->K;
+            candidate(cx, &j, loss + i * a->B);
+        }
     }
     return CQ_OK;
 }

@@ -141,23 +141,23 @@ CQ_INLINE void tile(const int rows, const float *const x[2], const float *const 
 }
 
 void cq_scaleloss_tile_f32_avx2(const float *x0, const float *b0, const float *x1, const float *b1,
-                                size_t m, size_t K, const double *token, int kind, double *loss) {
-    double row[CQ_TILE_ROWS] = {0}, total = 0.0;
+                                size_t m, size_t K, int kind, double *row) {
+    double first[CQ_TILE_ROWS] = {0}, second[CQ_TILE_ROWS] = {0};
     for (size_t half = 0; half < CQ_PANEL; half += 16) {
         const float *const b[2] = {b0 + half, b1 ? b1 + half : NULL};
+        double *const sum = half ? second : first;
         for (size_t r = 0; r < m;) {
             const float *const x[2] = {x0 + r * K, x1 ? x1 + r * K : NULL};
             if (m - r >= 6) {
-                tile(6, x, b, K, kind, row + r);
+                tile(6, x, b, K, kind, sum + r);
                 r += 6;
             } else {
-                tile(1, x, b, K, kind, row + r);
+                tile(1, x, b, K, kind, sum + r);
                 r += 1;
             }
         }
     }
-    for (size_t r = 0; r < m; r++) total += token[r] * row[r];
-    *loss = total;
+    for (size_t r = 0; r < m; r++) row[r] += first[r] + second[r];
 }
 
 #include "core/isa_end.h"

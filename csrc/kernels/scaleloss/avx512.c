@@ -97,13 +97,11 @@ CQ_INLINE void tile(const int rows, const float *const x[2], const float *const 
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
-        row[r] = ordered_sum(powered(e[r][0], kind)) + ordered_sum(powered(e[r][1], kind));
+        row[r] += ordered_sum(powered(e[r][0], kind)) + ordered_sum(powered(e[r][1], kind));
 }
 
 void cq_scaleloss_tile_f32_avx512(const float *x0, const float *b0, const float *x1,
-                                  const float *b1, size_t m, size_t K, const double *token,
-                                  int kind, double *loss) {
-    double row[CQ_TILE_ROWS], total = 0.0;
+                                  const float *b1, size_t m, size_t K, int kind, double *row) {
     const float *const b[2] = {b0, b1};
     for (size_t r = 0; r < m;) {
         const float *const x[2] = {x0 + r * K, x1 ? x1 + r * K : NULL};
@@ -118,8 +116,6 @@ void cq_scaleloss_tile_f32_avx512(const float *x0, const float *b0, const float 
             r += 1;
         }
     }
-    for (size_t r = 0; r < m; r++) total += token[r] * row[r];
-    *loss = total;
 }
 
 #include "core/isa_end.h"

@@ -8,7 +8,7 @@
  *           hat = clamp(rint(v / step), -2**(bits-1), 2**(bits-1) - 1) * step;  err = hat - v
  *   pack    out[k][j] = rows[j][k], j < CQ_PANEL; rows from m on are zero
  *   tile    e[r][j] = sum_k x0[r][k] * b0[k][j] + sum_k x1[r][k] * b1[k][j]   (x1 may be NULL)
- *           loss = sum_r token[r] * sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
+ *           row[r] += sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
  *
  * The error of a layer, e = hat(x/s).Q(w s)' - x.w', is summed as hat.(Q - v)' + (hat - x/s).v':
  * both terms are small, so nothing cancels.
@@ -75,23 +75,11 @@ static void accumulate(const float *x, const float *b, size_t K, float *e) {
 }
 
 void cq_scaleloss_tile_f32_scalar(const float *x0, const float *b0, const float *x1,
-                                  const float *b1, size_t m, size_t K, const double *token,
-                                  int kind, double *loss) {
-    double total = 0.0;
+                                  const float *b1, size_t m, size_t K, int kind, double *row) {
     for (size_t r = 0; r < m; r++) {
         float e[CQ_PANEL] = {0};
         accumulate(x0 + r * K, b0, K, e);
         if (x1) accumulate(x1 + r * K, b1, K, e);
-        double row = 0.0;
-        for (size_t half = 0; half < CQ_PANEL; half += 16) {
-            double lane[8];
-            for (size_t j = 0; j < 8; j++) {
-                const double a = (double)e[half + j], b = (double)e[half + 8 + j];
-                lane[j] = kind ? a * a + b * b : fabs(a) + fabs(b);
-            }
-            row += cq_sum_lanes(lane);
-        }
-        total += token[r] * row;
+        row[r] += cq_scaleloss_power(e, kind);
     }
-    *loss = total;
 }

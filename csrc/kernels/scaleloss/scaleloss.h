@@ -6,11 +6,14 @@
 #include "core/dispatch.h"
 #include "core/grid.h"
 
+#include <math.h>
+
 enum {
-    CQ_PANEL = 32,       /* weight rows packed side by side */
-    CQ_TILE_ROWS = 256,  /* tokens per call of the tile kernel, at most */
-    CQ_SLAB_ROWS = 256,  /* weight rows quantised and packed at a time */
-    CQ_SLAB_TOKENS = 512 /* tokens quantised at a time */
+    CQ_PANEL = 32,      /* weight rows packed side by side */
+    CQ_TILE_ROWS = 256, /* tokens per call of the tile kernel, at most */
+    CQ_BF16_M = 16,     /* tokens of a strip, outputs of half a panel */
+    CQ_BF16_K = 32,     /* inputs of a tile of bfloat16 */
+    CQ_BF16_TILE = CQ_BF16_M * CQ_BF16_K
 };
 
 /* lo and hi of weights in [mn, mx]. */
@@ -24,6 +27,20 @@ CQ_INLINE cq_affine cq_scaleloss_grid(float mn, float mx, int bits, int mode) {
 CQ_INLINE cq_affine cq_scaleloss_token_grid(float top, int bits) {
     const float tiny = 1e-5f, hi = (float)((1 << (bits - 1)) - 1);
     return (cq_affine){(top < tiny ? tiny : top) / hi, -hi - 1.0f, hi};
+}
+
+/* sum_j |e[j]| or e[j]**2 of the CQ_PANEL errors of a token, in the order that every ISA keeps. */
+CQ_INLINE double cq_scaleloss_power(const float *e, int kind) {
+    double sum = 0.0;
+    for (size_t half = 0; half < CQ_PANEL; half += 16) {
+        double lane[8];
+        for (size_t j = 0; j < 8; j++) {
+            const double a = (double)e[half + j], b = (double)e[half + 8 + j];
+            lane[j] = kind ? a * a + b * b : fabs(a) + fabs(b);
+        }
+        sum += cq_sum_lanes(lane);
+    }
+    return sum;
 }
 
 #endif

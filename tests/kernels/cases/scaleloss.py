@@ -15,7 +15,9 @@ F32 = NDArray[np.float32]
 CANDIDATES = 2
 
 
-def make(kind: str):
+def make(name: str):
+    kind = name.removesuffix("_bf16")
+
     def build(rng: np.random.Generator, rows: int, cols: int) -> dict[str, NDArray]:
         n, k = rows, cols
         t = min(24, max(k, 1)) if kind == "weight" else 11 + rows % 19
@@ -50,14 +52,19 @@ def settings(kind: str, k: int) -> list[tuple[int, int, int, int, int]]:
     return [(4, half, 6, 0, 0), (3, 0, 0, 0, 1), (4, half, 5, 8, 0), (4, 0, 1, 6, 1)]
 
 
-def run(kind: str):
+def run(name: str):
+    kind = name.removesuffix("_bf16")
+
     def call(k: object, a: dict[str, NDArray]) -> dict[str, NDArray]:
         out = {}
         for what in settings(kind, a["x"].shape[1]):
-            loss = np.full(CANDIDATES, 77.0)
+            first = np.array([0, len(a["x"]) // 3, len(a["x"]) // 3], np.int64)
+            loss = np.full((CANDIDATES, len(first)), 77.0)
             (t, cols), n = a["x"].shape, len(a["w"])
-            work = np.full(k.scaleloss_workspace(t, n, cols, what[3]), np.nan)
-            k.scaleloss(a["x"], a["w"], a["token"], a["s"], *what, loss, work)
+            half = int(name.endswith("bf16"))
+            size = k.scaleloss_workspace(t, n, cols, len(first), what[3], half)
+            work = np.full(size, 255, np.uint8)
+            k.scaleloss(a["x"], a["w"], a["token"], a["s"], *what, half, first, loss, work)
             out[f"loss{what}"] = loss
         return out
 
@@ -90,23 +97,33 @@ def fake_token(x: F32, bits: int) -> F32:
     return np.clip(np.rint(x / step), -top - 1, top) * step
 
 
-def oracle(kind: str):
+def bfloat16(v: NDArray) -> NDArray[np.float64]:
+    """Round to nearest, ties to even; denormals become zero."""
+    u = np.ascontiguousarray(v, np.float32).view(np.uint32)
+    u = np.where(u & 0x7F800000, u + 0x7FFF + (u >> 16 & 1), 0) & 0xFFFF0000
+    return u.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def oracle(name: str):
+    kind = name.removesuffix("_bf16")
+    rounded = bfloat16 if name.endswith("bf16") else np.float64
+
     def losses(a: dict[str, NDArray]) -> dict[str, NDArray]:
         out = {}
         for what in settings(kind, a["x"].shape[1]):
             bits, group, mode, act, power = what
-            loss = []
+            loss, cut = [], len(a["x"]) // 3
             for s in a["s"]:
-                q = fake_weight(a["w"] * s, bits, group, mode).astype(np.float64)
+                q = fake_weight(a["w"] * s, bits, group, mode)
                 if act:
-                    x = a["x"] / s
-                    hat = fake_token(x, act).astype(np.float64)
-                    e = hat @ q.T - x.astype(np.float64) @ (a["w"] * s).astype(np.float64).T
+                    x, v = a["x"] / s, a["w"] * s
+                    hat = fake_token(x, act)
+                    e = rounded(hat) @ rounded(q - v).T + rounded(hat - x) @ rounded(v).T
                 else:
                     # The difference of the weights is taken in float32, as published.
-                    d = (q.astype(np.float32) / s - a["w"]).astype(np.float64)
-                    e = a["x"].astype(np.float64) @ d.T
-                loss.append(a["token"] @ (np.abs(e) ** (1 + power)).sum(1))
+                    e = rounded(a["x"]) @ rounded(q / s - a["w"]).T
+                per_token = a["token"] * (np.abs(e) ** (1 + power)).sum(1)
+                loss.append([per_token[:cut].sum(), 0.0, per_token[cut:].sum()])
             out[f"loss{what}"] = np.array(loss)
         return out
 
@@ -123,4 +140,7 @@ CASES = {
     "scaleloss_pack_f32": case("weight", 1e-12),
     # One chain of K <= 40000 float32 additions per error: sqrt(K) roundings at random.
     "scaleloss_tile_f32": case("tile", 200 * 2.0**-24),
+    "scaleloss_panel_bf16": case("weight_bf16", 1e-12),
+    "scaleloss_tokens_bf16": case("token_bf16", 1e-12),
+    "scaleloss_tile_bf16": case("tile_bf16", 200 * 2.0**-23),
 }
