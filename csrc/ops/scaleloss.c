@@ -20,7 +20,7 @@ typedef struct plan {
     size_t slab, slabs; /* weight rows of a task, tasks of a candidate */
     size_t tokens;      /* of a chunk */
     size_t slots;
-    size_t partial_bytes, token_bytes, slab_bytes, scratch_bytes; /* multiples of 64 */
+    size_t partial_bytes, inverse_bytes, token_bytes, slab_bytes, scratch_bytes; /* of 64 */
 } plan;
 
 static size_t whole_lines(size_t bytes) { return cq_ceil_div(bytes, 64) * 64; }
@@ -37,6 +37,7 @@ static plan make_plan(const cq_scaleloss_args *a) {
     p.tokens = cq_min_size(a->T, a->act_bits ? ACT_TOKENS : PLAIN_TOKENS);
     p.slots = cq_min_size(p.slabs, MAX_SLOTS);
     p.partial_bytes = whole_lines(p.slabs * a->B * sizeof(double));
+    p.inverse_bytes = whole_lines(a->K * sizeof(float));
     const size_t strips = cq_ceil_div(p.tokens, CQ_BF16_M) * CQ_BF16_M;
     p.token_bytes = a->bf16 ? whole_lines(p.copies * strips * p.width * 2) : 0;
     if (a->act_bits) p.token_bytes += whole_lines(2 * p.tokens * a->K * sizeof(float));
@@ -47,7 +48,8 @@ static plan make_plan(const cq_scaleloss_args *a) {
 
 size_t cq_scaleloss_workspace(const cq_scaleloss_args *a) {
     const plan p = make_plan(a);
-    return 64 + p.partial_bytes + p.token_bytes + p.slots * (p.slab_bytes + p.scratch_bytes);
+    return 64 + p.partial_bytes + p.inverse_bytes + p.token_bytes +
+           p.slots * (p.slab_bytes + p.scratch_bytes);
 }
 
 typedef struct job {
@@ -55,6 +57,7 @@ typedef struct job {
     const cq_scaleloss_args *a;
     plan p;
     const float *s;      /* of this candidate */
+    float *inverse;      /* 1 / s */
     size_t t0, tokens;   /* of this chunk */
     double *partial;     /* [slabs, B] */
     uint16_t *packed[2]; /* bf16: strips of the tokens of the chunk, per operand */
@@ -80,10 +83,23 @@ static void pack_tokens(void *ctx, size_t begin, size_t end, size_t block) {
     }
 }
 
-/* Quantise rows n .. n + m - 1 of the weight and pack them as one panel per operand. */
+/* Quantise rows n .. n + m - 1 of the weight into one panel per operand: whole groups at once where
+ * they are made of whole tiles, otherwise by way of `scratch`. */
 static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t *const to[2]) {
     const cq_scaleloss_args *a = j->a;
     const size_t K = a->K;
+    uint16_t *const err = (uint16_t *)(void *)to[0], *const scaled = (uint16_t *)(void *)to[1];
+    for (size_t half = 0; a->bf16 && a->group % CQ_BF16_K == 0 && half < 2; half++) {
+        const size_t first = half * HALF_PANEL;
+        const size_t left = m > first ? cq_min_size(m - first, HALF_PANEL) : 0;
+        const float *w = a->w + (n + (left ? first : 0)) * K;
+        for (size_t g = 0; g < K; g += a->group) {
+            const size_t at = g * CQ_PANEL + half * CQ_BF16_TILE;
+            j->k->scaleloss_weight_bf16(w + g, K, left, j->s + g, j->inverse + g, a->group, a->bits,
+                                        a->mode, err + at, a->act_bits ? scaled + at : NULL);
+        }
+    }
+    if (a->bf16 && a->group % CQ_BF16_K == 0) return;
     float *const rows[2] = {scratch, a->act_bits ? scratch + CQ_PANEL * K : NULL};
     for (size_t r = 0; r < m; r++)
         for (size_t g = 0; g < K; g += a->group) {
@@ -92,11 +108,8 @@ static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t
                                        rows[0] + at, rows[1] ? rows[1] + at : NULL);
         }
     for (size_t i = 0; i < j->p.copies; i++) {
-        if (!a->bf16) {
-            j->k->scaleloss_pack_f32(rows[i], m, K, (float *)(void *)to[i]);
-            continue;
-        }
-        for (size_t half = 0; half < 2; half++) {
+        if (!a->bf16) j->k->scaleloss_pack_f32(rows[i], m, K, (float *)(void *)to[i]);
+        for (size_t half = 0; a->bf16 && half < 2; half++) {
             const size_t first = half * HALF_PANEL;
             const size_t left = m > first ? cq_min_size(m - first, HALF_PANEL) : 0;
             j->k->scaleloss_panel_bf16(rows[i] + (left ? first : 0) * K, left, K, half,
@@ -190,7 +203,8 @@ cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uin
     job j = {.k = cx->k, .a = a, .p = make_plan(a)};
     work += (64 - (uintptr_t)work % 64) % 64;
     j.partial = (double *)(void *)work;
-    uint8_t *tokens = work + j.p.partial_bytes;
+    j.inverse = (float *)(void *)(work + j.p.partial_bytes);
+    uint8_t *tokens = work + j.p.partial_bytes + j.p.inverse_bytes;
     const size_t strips = cq_ceil_div(j.p.tokens, CQ_BF16_M) * CQ_BF16_M;
     j.slots = tokens + j.p.token_bytes;
     j.packed[0] = (uint16_t *)(void *)tokens;
@@ -205,6 +219,7 @@ cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uin
                              cx->threads, pack_tokens, &j);
         for (size_t i = 0; i < a->S; i++) {
             j.s = a->s + i * a->K;
+            for (size_t k = 0; k < a->K; k++) j.inverse[k] = 1.0f / j.s[k];
             candidate(cx, &j, loss + i * a->B);
         }
     }

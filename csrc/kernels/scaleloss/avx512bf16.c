@@ -8,6 +8,8 @@
 
 #include "core/isa_begin_avx512bf16.h"
 
+#include "kernels/scaleloss/transpose_avx512bf16.h"
+
 /* min(left, 32) values as 16 pairs; the rest are zeros. */
 CQ_INLINE __m512i pairs(const float *x, size_t left) {
     const __mmask32 m = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1u;
@@ -24,33 +26,6 @@ void cq_scaleloss_tokens_bf16_avx512bf16(const float *x, size_t ld, size_t m, si
                                 r < m ? pairs(x + r * ld + k, n - k) : _mm512_setzero_si512());
 }
 
-/* Transpose 16 x 16 dwords and store row i at to + 32 i. */
-CQ_INLINE void transpose(__m512i r[16], uint16_t *to) {
-    __m512i t[16];
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-        const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
-        const __m512i d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
-        t[i] = _mm512_unpacklo_epi64(a, c);
-        t[i + 1] = _mm512_unpackhi_epi64(a, c);
-        t[i + 2] = _mm512_unpacklo_epi64(b, d);
-        t[i + 3] = _mm512_unpackhi_epi64(b, d);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const __m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
-        const __m512i b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xDD);
-        const __m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
-        const __m512i d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xDD);
-        _mm512_storeu_si512(to + 32 * i, _mm512_shuffle_i32x4(a, c, 0x88));
-        _mm512_storeu_si512(to + 32 * (i + 4), _mm512_shuffle_i32x4(b, d, 0x88));
-        _mm512_storeu_si512(to + 32 * (i + 8), _mm512_shuffle_i32x4(a, c, 0xDD));
-        _mm512_storeu_si512(to + 32 * (i + 12), _mm512_shuffle_i32x4(b, d, 0xDD));
-    }
-}
-
 void cq_scaleloss_panel_bf16_avx512bf16(const float *rows, size_t m, size_t n, size_t half,
                                         uint16_t *panel) {
     panel += half * CQ_BF16_TILE;
@@ -59,7 +34,7 @@ void cq_scaleloss_panel_bf16_avx512bf16(const float *rows, size_t m, size_t n, s
 #pragma GCC unroll 16
         for (size_t j = 0; j < 16; j++)
             r[j] = j < m ? pairs(rows + j * n + k, n - k) : _mm512_setzero_si512();
-        transpose(r, panel);
+        cq_transpose_pairs(r, panel);
     }
 }
 

@@ -6,13 +6,16 @@
  *           inputs from n on (n rounded up to 32) zero
  *   panel   m <= 16 rows [m, n] of weight errors -> one half (0 or 1) of a panel
  *           [n / 32][half][16 pairs of inputs][16 outputs][2], padded with zeros alike
- *   tile    m <= 32 tokens (two strips) against one panel of 32 outputs, K a multiple of 32:
- *           e[r][j] = sum_k x0 b0 + sum_k x1 b1 (x1 may be NULL);
- *           row[r] += sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
+ *   weight  one group, n a multiple of 32 inputs, of m <= 16 rows (row stride ld) -> its part of
+ * one half of a panel: v = w * s, q = Q(v) on the grid of its row (core/grid.h); scaled NULL: err =
+ * (q - v) * inverse, inverse = 1 / s;  otherwise err = q - v and scaled = v. The same as weight_f32
+ * followed by panel, but for the last rounding of err. tile    m <= 32 tokens (two strips) against
+ * one panel of 32 outputs, K a multiple of 32: e[r][j] = sum_k x0 b0 + sum_k x1 b1 (x1 may be
+ * NULL); row[r] += sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
  *
- * Exactness: tokens and panel are EXACT; tile is ULP: products are exact in float32, their order of
- * summation is the ISA's own (error <= K * 2**-23 * sum |x b|). Rounding the factors moves a loss
- * by about 2**-18 of itself: 2**-9 / sqrt(3) per factor, at random, enters squared. */
+ * Exactness: tokens, panel and weight are EXACT; tile is ULP: products are exact in float32, their
+ * order of summation is the ISA's own (error <= K * 2**-23 * sum |x b|). Rounding the factors moves
+ * a loss by about 2**-18 of itself: 2**-9 / sqrt(3) per factor, at random, enters squared. */
 #include "kernels/scaleloss/scaleloss.h"
 
 #include <string.h>
@@ -47,6 +50,28 @@ void cq_scaleloss_panel_bf16_scalar(const float *rows, size_t m, size_t n, size_
             for (size_t j = 0; j < CQ_BF16_M; j++)
                 panel[half * CQ_BF16_TILE + i / 2 * CQ_BF16_K + 2 * j + i % 2] =
                     j < m && k + i < n ? rounded(rows[j * n + k + i]) : 0;
+}
+
+void cq_scaleloss_weight_bf16_scalar(const float *w, size_t ld, size_t m, const float *s,
+                                     const float *inverse, size_t n, int bits, int mode,
+                                     uint16_t *err, uint16_t *scaled) {
+    for (size_t j = 0; j < CQ_BF16_M; j++) {
+        float mn = INFINITY, mx = -INFINITY;
+        for (size_t i = 0; i < n && j < m; i++) {
+            const float v = w[j * ld + i] * s[i];
+            mn = v < mn ? v : mn;
+            mx = v > mx ? v : mx;
+        }
+        const cq_affine p = j < m ? cq_scaleloss_grid(mn, mx, bits, mode) : (cq_affine){1, 0, 0};
+        for (size_t i = 0; i < n; i++) {
+            const size_t at =
+                i / CQ_BF16_K * 2 * CQ_BF16_TILE + i % CQ_BF16_K / 2 * CQ_BF16_K + 2 * j + i % 2;
+            const float v = j < m ? w[j * ld + i] * s[i] : 0.0f;
+            const float e = cq_rint_small(cq_clampf(v / p.scale, p.lo, p.hi)) * p.scale - v;
+            err[at] = rounded(scaled ? e : e * inverse[i]);
+            if (scaled) scaled[at] = rounded(v);
+        }
+    }
 }
 
 static void accumulate(const uint16_t *x, const uint16_t *b, size_t K, float *e) {

@@ -20,12 +20,12 @@ def make(name: str):
 
     def build(rng: np.random.Generator, rows: int, cols: int) -> dict[str, NDArray]:
         n, k = rows, cols
-        t = min(24, max(k, 1)) if kind == "weight" else 11 + rows % 19
+        t = min(24, max(k, 1)) if kind in ("weight", "group") else 11 + rows % 19
         w = (rng.normal(size=(n, k)) * np.exp(rng.normal(size=k))).astype(np.float32)
         x = (rng.normal(size=(t, k)) * np.exp(rng.normal(size=k))).astype(np.float32)
         s = np.exp(rng.normal(size=(CANDIDATES, k))).astype(np.float32)
         token = rng.random(t)
-        if kind == "weight":
+        if kind in ("weight", "group"):
             x = one_hot(rng, t, k, 0.5)
             w[rng.random((n, k)) < 0.1] = 0
         if kind == "token":
@@ -45,6 +45,9 @@ def one_hot(rng: np.random.Generator, rows: int, cols: int, value: float) -> F32
 def settings(kind: str, k: int) -> list[tuple[int, int, int, int, int]]:
     """Return (bits, group, mode, act_bits, loss kind) to try; groups divide k."""
     half = k // 2 if k and k % 2 == 0 else 0
+    whole = 32 if k and k % 32 == 0 else 0
+    if kind == "group":
+        return [(3, whole, 6, 0, 0), (2, whole, 5, 0, 0), (4, whole, 1, 0, 1), (8, whole, 0, 0, 0)]
     if kind == "weight":
         return [(3, half, 6, 0, 0), (4, half, 0, 0, 1), (2, 0, 5, 0, 0), (8, 0, 1, 0, 1)]
     if kind == "token":
@@ -121,7 +124,10 @@ def oracle(name: str):
                     e = rounded(hat) @ rounded(q - v).T + rounded(hat - x) @ rounded(v).T
                 else:
                     # The difference of the weights is taken in float32, as published.
-                    e = rounded(a["x"]) @ rounded(q / s - a["w"]).T
+                    d = q / s - a["w"]
+                    if rounded is bfloat16 and (group or len(s)) % 32 == 0:
+                        d = (q - a["w"] * s) * (1 / s)
+                    e = rounded(a["x"]) @ rounded(d).T
                 per_token = a["token"] * (np.abs(e) ** (1 + power)).sum(1)
                 loss.append([per_token[:cut].sum(), 0.0, per_token[cut:].sum()])
             out[f"loss{what}"] = np.array(loss)
@@ -142,5 +148,6 @@ CASES = {
     "scaleloss_tile_f32": case("tile", 200 * 2.0**-24),
     "scaleloss_panel_bf16": case("weight_bf16", 1e-12),
     "scaleloss_tokens_bf16": case("token_bf16", 1e-12),
+    "scaleloss_weight_bf16": case("group_bf16", 1e-12),
     "scaleloss_tile_bf16": case("tile_bf16", 200 * 2.0**-23),
 }
