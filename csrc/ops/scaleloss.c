@@ -9,7 +9,7 @@
 
 #include <math.h>
 
-enum { MAX_SLOTS = 8, HALF_PANEL = CQ_PANEL / 2, MIN_TASKS = 16 };
+enum { MAX_SLOTS = 8, MIN_TASKS = 16 };
 
 /* Tokens whose packed or quantised copies are kept at once, and bytes of a slab (of a 2 MB L2). */
 static const size_t PLAIN_TOKENS = 8192, ACT_TOKENS = 1024, SLAB_BYTES = 1 << 20;
@@ -72,26 +72,27 @@ static void pack_tokens(void *ctx, size_t begin, size_t end, size_t block) {
     for (size_t strip = begin; strip < end; strip++) {
         const size_t t = strip * CQ_BF16_M, m = cq_min_size(CQ_BF16_M, j->tokens - t);
         const float *rows[2] = {j->a->x + (j->t0 + t) * K, NULL};
-        if (j->a->act_bits) {
+        if (j->dx) {
             for (size_t r = t; r < t + m; r++)
                 j->k->scaleloss_token_f32(j->a->x + (j->t0 + r) * K, j->s, K, j->a->act_bits,
                                           j->hat + r * K, j->dx + r * K);
             rows[0] = j->hat + t * K, rows[1] = j->dx + t * K;
         }
-        for (size_t i = 0; i < j->p.copies && j->a->bf16; i++)
-            j->k->scaleloss_tokens_bf16(rows[i], K, m, K, j->packed[i] + t * j->p.width);
+        if (!j->a->bf16) continue;
+        j->k->scaleloss_tokens_bf16(rows[0], K, m, K, j->packed[0] + t * j->p.width);
+        if (rows[1]) j->k->scaleloss_tokens_bf16(rows[1], K, m, K, j->packed[1] + t * j->p.width);
     }
 }
 
-/* Quantise rows n .. n + m - 1 of the weight into one panel per operand: whole groups at once where
- * they are made of whole tiles, otherwise by way of `scratch`. */
-static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t *const to[2]) {
+/* Quantise rows n .. n + m - 1 of the weight into one bfloat16 panel per operand, whole groups at
+ * once: groups are made of whole tiles. */
+static void pack_groups(const job *j, size_t n, size_t m, uint8_t *const to[2]) {
     const cq_scaleloss_args *a = j->a;
     const size_t K = a->K;
     uint16_t *const err = (uint16_t *)(void *)to[0], *const scaled = (uint16_t *)(void *)to[1];
-    for (size_t half = 0; a->bf16 && a->group % CQ_BF16_K == 0 && half < 2; half++) {
-        const size_t first = half * HALF_PANEL;
-        const size_t left = m > first ? cq_min_size(m - first, HALF_PANEL) : 0;
+    for (size_t half = 0; half < 2; half++) {
+        const size_t first = half * CQ_BF16_M;
+        const size_t left = m > first ? cq_min_size(m - first, CQ_BF16_M) : 0;
         const float *w = a->w + (n + (left ? first : 0)) * K;
         for (size_t g = 0; g < K; g += a->group) {
             const size_t at = g * CQ_PANEL + half * CQ_BF16_TILE;
@@ -99,19 +100,24 @@ static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t
                                         a->mode, err + at, a->act_bits ? scaled + at : NULL);
         }
     }
-    if (a->bf16 && a->group % CQ_BF16_K == 0) return;
+}
+
+/* The same for any group and precision, by way of `scratch`. */
+static void pack_panel(const job *j, size_t n, size_t m, float *scratch, uint8_t *const to[2]) {
+    const cq_scaleloss_args *a = j->a;
+    const size_t K = a->K;
     float *const rows[2] = {scratch, a->act_bits ? scratch + CQ_PANEL * K : NULL};
     for (size_t r = 0; r < m; r++)
         for (size_t g = 0; g < K; g += a->group) {
             const size_t at = r * K + g;
             j->k->scaleloss_weight_f32(a->w + n * K + at, j->s + g, a->group, a->bits, a->mode,
-                                       rows[0] + at, rows[1] ? rows[1] + at : NULL);
+                                       rows[0] + at, a->act_bits ? rows[1] + at : NULL);
         }
-    for (size_t i = 0; i < j->p.copies; i++) {
+    for (size_t i = 0; i < (a->act_bits ? 2u : 1u); i++) {
         if (!a->bf16) j->k->scaleloss_pack_f32(rows[i], m, K, (float *)(void *)to[i]);
         for (size_t half = 0; a->bf16 && half < 2; half++) {
-            const size_t first = half * HALF_PANEL;
-            const size_t left = m > first ? cq_min_size(m - first, HALF_PANEL) : 0;
+            const size_t first = half * CQ_BF16_M;
+            const size_t left = m > first ? cq_min_size(m - first, CQ_BF16_M) : 0;
             j->k->scaleloss_panel_bf16(rows[i] + (left ? first : 0) * K, left, K, half,
                                        (uint16_t *)(void *)to[i]);
         }
@@ -151,7 +157,11 @@ static void run_slab(const job *j, size_t slab, uint8_t *memory) {
     for (size_t i = 0; i < panels; i++) {
         uint8_t *const at = memory + i * j->p.copies * bytes;
         uint8_t *const to[2] = {at, at + bytes};
-        pack_panel(j, n + i * CQ_PANEL, cq_min_size(CQ_PANEL, rows - i * CQ_PANEL), scratch, to);
+        const size_t first = n + i * CQ_PANEL, m = cq_min_size(CQ_PANEL, rows - i * CQ_PANEL);
+        if (a->bf16 && a->group % CQ_BF16_K == 0)
+            pack_groups(j, first, m, to);
+        else
+            pack_panel(j, first, m, scratch, to);
     }
     size_t b = 0;
     for (size_t t = 0; t < j->tokens; t += step) {
@@ -210,7 +220,7 @@ cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uin
     j.packed[0] = (uint16_t *)(void *)tokens;
     j.packed[1] = j.packed[0] + strips * j.p.width;
     j.hat = (float *)(void *)(tokens + (a->bf16 ? whole_lines(4 * strips * j.p.width) : 0));
-    j.dx = j.hat + j.p.tokens * a->K;
+    j.dx = a->act_bits ? j.hat + j.p.tokens * a->K : NULL;
     for (size_t i = 0; i < a->S * a->B; i++) loss[i] = 0.0;
     for (j.t0 = 0; j.t0 < a->T; j.t0 += j.p.tokens) {
         j.tokens = cq_min_size(j.p.tokens, a->T - j.t0);

@@ -21,7 +21,7 @@ static const tile_config all_full = {
 
 CQ_INLINE double power(const float *e, int kind) {
     __m512d sum[2];
-    for (int half = 0; half < 2; half++) {
+    for (size_t half = 0; half < 2; half++) {
         const __m512 v = _mm512_load_ps(e + 16 * half);
         const __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
         const __m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
@@ -37,6 +37,7 @@ CQ_INLINE double power(const float *e, int kind) {
 void cq_scaleloss_tile_bf16_avx512amx(const uint16_t *x0, const uint16_t *b0, const uint16_t *x1,
                                       const uint16_t *b1, size_t m, size_t K, int kind,
                                       double *row) {
+    enum { ROW_BYTES = 128 };
     _Alignas(64) float e[2 * CQ_BF16_M * CQ_PANEL];
     const uint16_t *const x[2] = {x0, x1}, *const b[2] = {b0, b1};
     const size_t strip = m > CQ_BF16_M ? CQ_BF16_M * K : 0; /* no second strip: the first twice */
@@ -58,10 +59,10 @@ void cq_scaleloss_tile_bf16_avx512amx(const uint16_t *x0, const uint16_t *b0, co
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    _tile_stored(0, e, 4 * CQ_PANEL);
-    _tile_stored(1, e + CQ_BF16_M, 4 * CQ_PANEL);
-    _tile_stored(2, e + CQ_BF16_M * CQ_PANEL, 4 * CQ_PANEL);
-    _tile_stored(3, e + CQ_BF16_M * CQ_PANEL + CQ_BF16_M, 4 * CQ_PANEL);
+    _tile_stored(0, e, ROW_BYTES);
+    _tile_stored(1, e + CQ_BF16_M, ROW_BYTES);
+    _tile_stored(2, e + CQ_BF16_M * CQ_PANEL, ROW_BYTES);
+    _tile_stored(3, e + CQ_BF16_M * CQ_PANEL + CQ_BF16_M, ROW_BYTES);
     _tile_release();
     for (size_t r = 0; r < m; r++) row[r] += power(e + r * CQ_PANEL, kind);
 }

@@ -16,8 +16,7 @@ typedef struct grids { /* of 16 rows */
 } grids;
 
 CQ_INLINE __m512 half_scale(__m512 scale) {
-    const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    const __m256i half = _mm512_cvtps_ph(scale, nearest);
+    const __m256i half = _mm512_cvtps_ph(scale, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_cvtph_ps(_mm256_max_epu16(half, _mm256_set1_epi16(1)));
 }
 

@@ -8,13 +8,11 @@
 
 #include <math.h>
 
-enum {
-    CQ_PANEL = 32,      /* weight rows packed side by side */
-    CQ_TILE_ROWS = 256, /* tokens per call of the tile kernel, at most */
-    CQ_BF16_M = 16,     /* tokens of a strip, outputs of half a panel */
-    CQ_BF16_K = 32,     /* inputs of a tile of bfloat16 */
-    CQ_BF16_TILE = CQ_BF16_M * CQ_BF16_K
-};
+#define CQ_PANEL ((size_t)32)      /* weight rows packed side by side */
+#define CQ_TILE_ROWS ((size_t)256) /* tokens per call of the tile kernel, at most */
+#define CQ_BF16_M ((size_t)16)     /* tokens of a strip, outputs of half a panel */
+#define CQ_BF16_K ((size_t)32)     /* inputs of a tile of bfloat16 */
+#define CQ_BF16_TILE (CQ_BF16_M * CQ_BF16_K)
 
 /* lo and hi of weights in [mn, mx]. */
 CQ_INLINE cq_affine cq_scaleloss_grid(float mn, float mx, int bits, int mode) {

@@ -7,7 +7,7 @@
 CQ_INLINE void cq_transpose_pairs(__m512i r[16], uint16_t *to) {
     __m512i t[16];
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
+    for (size_t i = 0; i < 16; i += 4) {
         const __m512i a = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         const __m512i b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
         const __m512i c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]);
@@ -18,7 +18,7 @@ CQ_INLINE void cq_transpose_pairs(__m512i r[16], uint16_t *to) {
         t[i + 3] = _mm512_unpackhi_epi64(b, d);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < 4; i++) {
         const __m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
         const __m512i b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xDD);
         const __m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
