@@ -279,7 +279,7 @@ def test_source_rules() -> None:
 
 
 def test_every_wrapper_releases_the_gil() -> None:
-    helpers = ("blocks", "workspace")
+    helpers = ("blocks", "workspace", "bytes")
     for path in sources("bind"):
         bodies = re.split(r"\nPyObject \*cq_py_", path.read_text())[1:]
         for body in bodies:

@@ -145,7 +145,10 @@ int cq_parse(PyObject *self, const char *op, PyObject *const *args, Py_ssize_t n
     }
     memset(out, 0, sizeof *out);
     out->op = op;
-    out->cx = (cq_ctx){kernels->table, kernels->threads, 0, 0.0};
+    out->cx.k = kernels->table;
+    out->cx.threads = kernels->threads;
+    out->cx.poll = cq_poll_signals;
+    out->cx.caller = pthread_self();
     span spans[CQ_MAX_ARGS] = {{0}};
     unsigned seen = 0;
     /* Numbers first: converting one can run Python code, which could free an array's memory. */
@@ -178,6 +181,7 @@ PyObject *cq_done(const cq_args *a, cq_status status) {
 #undef STATUS
     };
     if (status == CQ_OK) Py_RETURN_NONE;
+    if (status == CQ_INTERRUPTED) return NULL; /* cq_poll_signals left the exception */
     char value[32];
     snprintf(value, sizeof value, "%g", a->cx.bad_value);
     PyErr_Format(PyExc_ValueError, "%s: %s[%zu] is %s; %s", a->op, argument[status],

@@ -64,6 +64,10 @@ int cq_parse(PyObject *self, const char *op, PyObject *const *args, Py_ssize_t n
 int cq_expect_size(const cq_args *a, const char *name, size_t got, size_t expected,
                    const char *formula);
 
+/* cq_ctx.poll: run the signal handlers that wait, between two blocks of a long call. 1 when one
+ * raised (Ctrl-C), with that exception set. */
+int cq_poll_signals(cq_ctx *cx);
+
 /* None for CQ_OK, otherwise NULL with ValueError built from status.def and the refused value. */
 PyObject *cq_done(const cq_args *a, cq_status status);
 

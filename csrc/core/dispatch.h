@@ -7,6 +7,9 @@
 #include "fakequant.h"
 #include "qgemm.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #define KERNEL(name, exactness, avx2, avx512, avx512vnni, avx512bf16, avx512amx, neon, neondot,    \
                args)                                                                               \
     void cq_##name##_scalar args;                                                                  \
@@ -51,12 +54,17 @@ int cq_isa_supported(cq_isa isa);
 const cq_kernels *cq_isa_table(cq_isa isa);
 
 /* What a driver needs besides its operands: the table, the thread count, and where to put the first
- * offending value when it refuses an argument. */
+ * offending value when it refuses an argument. The rest lets a long call be interrupted, see
+ * cq_stop in parallel.h: `poll` (NULL: never) says whether to stop, and is called by `caller`. */
 typedef struct cq_ctx {
     const cq_kernels *k;
     int threads;
     size_t bad_index;
     double bad_value;
+    int (*poll)(struct cq_ctx *cx);
+    pthread_t caller;
+    long long next_poll; /* milliseconds, 0 before the first look at the clock */
+    atomic_int stopped;
 } cq_ctx;
 
 /* Record the first offending value and return `status`. */

@@ -89,28 +89,25 @@ cq_status cq_codes_row(cq_ctx *cx, const float *x, const float *scale, const uin
                        int bits, uint8_t *out, size_t R, size_t C) {
     CQ_TRY(check_grid(cx, scale, zero, R, bits));
     job j = {cx->k, x, out, scale, zero, NULL, bits, C, 0};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, encode, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), encode, &j);
 }
 
 cq_status cq_decode_row(cq_ctx *cx, const uint8_t *codes, const float *scale, const uint8_t *zero,
                         float *out, size_t R, size_t C) {
     CQ_TRY(check_grid(cx, scale, zero, R, 8));
     job j = {cx->k, codes, out, scale, zero, NULL, 8, C, 0};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, decode, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), decode, &j);
 }
 
 cq_status cq_codes_token_s8(cq_ctx *cx, const float *x, int8_t *out, float *scale, size_t R,
                             size_t C) {
     job j = {cx->k, x, out, NULL, NULL, scale, 8, C, 0};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, encode_tokens, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), encode_tokens, &j);
 }
 
 cq_status cq_fakequant_token(cq_ctx *cx, const float *x, int bits, float *out, size_t R, size_t C) {
+    if (!C) return CQ_OK; /* however many rows */
     const int stream = cq_fakequant_streams(x, out, R, C);
     job j = {cx->k, x, out, NULL, NULL, NULL, bits, C, stream};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, fake_tokens, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), fake_tokens, &j);
 }

@@ -97,12 +97,10 @@ static void all_columns(void *ctx, size_t begin, size_t end, size_t block) {
     j->kernel(&b);
 }
 
-static void run_rows(const cq_ctx *cx, job *j) {
+static cq_status run_rows(cq_ctx *cx, job *j) {
     const size_t R = j->all.rows, C = j->all.cols;
-    if (j->chunks < 2)
-        cq_parallel_rows(R, cq_grain(C), cx->threads, whole_rows, j);
-    else
-        cq_parallel_rows(R * j->chunks, 1, cx->threads, one_chunk, j);
+    if (j->chunks < 2) return cq_parallel_rows(cx, R, cq_grain(C), whole_rows, j);
+    return cq_parallel_rows(cx, R * j->chunks, 1, one_chunk, j);
 }
 
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
@@ -113,17 +111,16 @@ cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const
              {x, NULL, out, NULL, scale, lo, hi, R, C, stream},
              cq_ceil_div(C, CQ_FAKEQUANT_CHUNK),
              NULL};
-    run_rows(cx, &j);
-    return CQ_OK;
+    return run_rows(cx, &j);
 }
 
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
+    if (!C) return CQ_OK; /* however many rows */
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
     const int stream = cq_fakequant_streams(x, out, R, C);
     job j = {cx->k->fakequant_f32_col, {x, NULL, out, NULL, scale, lo, hi, R, C, stream}, 0, NULL};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, all_columns, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), all_columns, &j);
 }
 
 size_t cq_fakequant_bwd_row_workspace(size_t R, size_t C) {
@@ -140,7 +137,7 @@ cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const
              {x, g, gx, gscale, scale, lo, hi, R, C, stream},
              cq_ceil_div(C, CQ_FAKEQUANT_CHUNK),
              work};
-    run_rows(cx, &j);
+    CQ_TRY(run_rows(cx, &j));
     for (size_t r = 0; j.chunks > 1 && r < R; r++) {
         gscale[r] = work[r * j.chunks];
         for (size_t k = 1; k < j.chunks; k++) gscale[r] += work[r * j.chunks + k];
@@ -153,10 +150,11 @@ size_t cq_fakequant_bwd_blocks(size_t R, size_t C) { return cq_ceil_div(R, cq_gr
 cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
                                double *work, size_t R, size_t C) {
+    if (!C) return CQ_OK;
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
     const int stream = cq_fakequant_streams(g, gx, R, C);
     job j = {cx->k->fakequant_bwd_f32_col, {x, g, gx, NULL, scale, lo, hi, R, C, stream}, 0, work};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, all_columns, &j);
+    CQ_TRY(cq_parallel_rows(cx, R, cq_grain(C), all_columns, &j));
     for (size_t c = 0; c < C; c++) gscale[c] = 0.0;
     for (size_t b = 0; b < cq_fakequant_bwd_blocks(R, C); b++)
         for (size_t c = 0; c < C; c++) gscale[c] += work[b * C + c];

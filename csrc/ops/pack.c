@@ -26,8 +26,13 @@ static void unpack_rows(void *ctx, size_t begin, size_t end, size_t block) {
 
 /* Too large a code would spill into its neighbours; one OR over all codes finds out. */
 static cq_status check_codes(cq_ctx *cx, const uint8_t *codes, size_t n, int bits) {
+    const size_t piece = (size_t)1 << 24;
     uint8_t all = 0;
-    for (size_t i = 0; i < n; i++) all |= codes[i];
+    for (size_t from = 0; from < n; from += piece) {
+        if (cq_stop(cx)) return CQ_INTERRUPTED;
+        const size_t end = from + cq_min_size(piece, n - from);
+        for (size_t i = from; i < end; i++) all |= codes[i];
+    }
     if (!(all >> bits)) return CQ_OK;
     size_t i = 0;
     while (!(codes[i] >> bits)) i++;
@@ -40,15 +45,15 @@ size_t cq_packed_bytes(size_t C, int bits) {
 
 cq_status cq_pack_row(cq_ctx *cx, const uint8_t *codes, int bits, uint8_t *out, size_t R,
                       size_t C) {
+    if (!C) return CQ_OK; /* however many rows */
     CQ_TRY(check_codes(cx, codes, R * C, bits));
     job j = {cx->k, codes, out, bits, C, cq_packed_bytes(C, bits)};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, pack_rows, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), pack_rows, &j);
 }
 
 cq_status cq_unpack_row(cq_ctx *cx, const uint8_t *packed, int bits, uint8_t *out, size_t R,
                         size_t C) {
+    if (!C) return CQ_OK;
     job j = {cx->k, packed, out, bits, C, cq_packed_bytes(C, bits)};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, unpack_rows, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, R, cq_grain(C), unpack_rows, &j);
 }

@@ -17,6 +17,7 @@ typedef struct slot {
 } slot;
 
 typedef struct job {
+    cq_ctx *cx;
     const cq_kernels *k;
     const cq_packed *w;
     const void *x;
@@ -51,6 +52,7 @@ static job start(cq_ctx *cx, const void *x, const cq_packed *w, const float *bia
                  uint8_t *work, size_t M) {
     job j = plan(M, w);
     work += (64 - (uintptr_t)work % 64) % 64;
+    j.cx = cx;
     j.k = cx->k;
     j.x = x;
     j.bias = bias;
@@ -62,7 +64,8 @@ static job start(cq_ctx *cx, const void *x, const cq_packed *w, const float *bia
 
 static void run_slots(const job *j, size_t begin, size_t end, task_fn fn) {
     for (size_t i = begin; i < end; i++)
-        for (size_t t = j->tasks * i / j->slot_count; t < j->tasks * (i + 1) / j->slot_count; t++)
+        for (size_t t = j->tasks * i / j->slot_count;
+             t < j->tasks * (i + 1) / j->slot_count && !cq_stop(j->cx); t++)
             fn(j, t / j->nblocks * MB, t % j->nblocks * CQ_QGEMM_NB,
                (slot *)(void *)(j->slots + i * j->slot_bytes));
 }
@@ -125,7 +128,7 @@ static void f32_task(const job *j, size_t m0, size_t n0, slot *s) {
         f32_panel(j, n0, k0, t.kc, s);
         j->k->qgemm_f32_tile(&t);
         k0 += t.kc;
-    } while (k0 < K);
+    } while (k0 < K && !cq_stop(j->cx));
 }
 
 /* The panel of inputs k0 .. k0 + kc - 1, all of group g, and the grids of its outputs. */
@@ -163,7 +166,7 @@ static void s8_task(const job *j, size_t m0, size_t n0, slot *s) {
         if (K) s8_panel(j, n0, k0, t.kc, g, s, scale, zero);
         j->k->qgemm_s8_tile(&t);
         k0 += t.kc;
-    } while (k0 < K);
+    } while (k0 < K && !cq_stop(j->cx));
 }
 
 static void f32_slots(void *ctx, size_t begin, size_t end, size_t block) {
@@ -198,8 +201,7 @@ cq_status cq_qgemm_f32(cq_ctx *cx, const float *x, const cq_packed *w, const flo
                        float *out, uint8_t *work, size_t M) {
     CQ_TRY(check_scales(cx, w));
     job j = start(cx, x, w, bias, out, work, M);
-    cq_parallel_rows(j.slot_count, 1, cx->threads, f32_slots, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, j.slot_count, 1, f32_slots, &j);
 }
 
 cq_status cq_qgemm_s8(cq_ctx *cx, const int8_t *x, const float *xscale, const cq_packed *w,
@@ -207,7 +209,6 @@ cq_status cq_qgemm_s8(cq_ctx *cx, const int8_t *x, const float *xscale, const cq
     CQ_TRY(check_scales(cx, w));
     job j = start(cx, x, w, bias, out, work, M);
     j.xscale = xscale;
-    cq_parallel_rows(M, cq_grain(w->K), cx->threads, s8_sums, &j);
-    cq_parallel_rows(j.slot_count, 1, cx->threads, s8_slots, &j);
-    return CQ_OK;
+    CQ_TRY(cq_parallel_rows(cx, M, cq_grain(w->K), s8_sums, &j));
+    return cq_parallel_rows(cx, j.slot_count, 1, s8_slots, &j);
 }

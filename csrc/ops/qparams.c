@@ -6,6 +6,7 @@
 #include <math.h>
 
 typedef struct job {
+    cq_ctx *cx;
     const cq_kernels *k;
     const float *x;
     float *scale;
@@ -32,6 +33,7 @@ static void mse_row(const job *j, size_t r) {
     float mn, mx;
     j->k->minmax_f32_row(x, j->C, &mn, &mx);
     for (int i = 0; i < j->n_grid; i++) {
+        if (i % 16 == 0 && cq_stop(j->cx)) return;
         const double keep = 1.0 - (double)i * j->max_shrink / (double)j->n_grid;
         float scale, zero;
         double err;
@@ -59,8 +61,8 @@ static cq_status check_scales(cq_ctx *cx, const float *scale, size_t R) {
 cq_status cq_qparams_row(cq_ctx *cx, const float *x, int bits, int mode, float *scale,
                          uint8_t *zero, size_t R, size_t C) {
     if (R && !C) return cq_refuse(cx, CQ_EMPTY, 1, 0.0);
-    job j = {cx->k, x, scale, zero, NULL, 0.0, bits, mode, 0, C};
-    cq_parallel_rows(R, cq_grain(C), cx->threads, minmax_rows, &j);
+    job j = {cx, cx->k, x, scale, zero, NULL, 0.0, bits, mode, 0, C};
+    CQ_TRY(cq_parallel_rows(cx, R, cq_grain(C), minmax_rows, &j));
     return check_scales(cx, scale, R);
 }
 
@@ -70,7 +72,7 @@ cq_status cq_qparams_mse_row(cq_ctx *cx, const float *x, int bits, int mode, int
     if (R && !C) return cq_refuse(cx, CQ_EMPTY, 1, 0.0);
     if (!(max_shrink >= 0.0 && max_shrink <= 1.0))
         return cq_refuse(cx, CQ_BAD_SHRINK, 0, max_shrink);
-    job j = {cx->k, x, scale, zero, err, max_shrink, bits, mode, n_grid, C};
-    cq_parallel_rows(R, cq_grain(C * (size_t)n_grid), cx->threads, mse_rows, &j);
+    job j = {cx, cx->k, x, scale, zero, err, max_shrink, bits, mode, n_grid, C};
+    CQ_TRY(cq_parallel_rows(cx, R, cq_grain(C * (size_t)n_grid), mse_rows, &j));
     return check_scales(cx, scale, R);
 }

@@ -140,12 +140,10 @@ static cq_status check_scales(cq_ctx *cx, const uint16_t *scale, size_t n) {
 cq_status cq_qgemm_repack(cq_ctx *cx, const cq_canonical *from, const cq_tiles *t, uint8_t *data) {
     CQ_TRY(check_scales(cx, from->scale, t->N * t->G));
     job j = {.k = cx->k, .t = t, .from = *from, .data = data};
-    cq_parallel_rows(cq_strips(t->N), cq_grain(t->K), cx->threads, repack_strips, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, cq_strips(t->N), cq_grain(t->K), repack_strips, &j);
 }
 
 cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_out *to) {
     job j = {.k = cx->k, .t = t, .to = *to};
-    cq_parallel_rows(cq_strips(t->N), cq_grain(t->K), cx->threads, unrepack_strips, &j);
-    return CQ_OK;
+    return cq_parallel_rows(cx, cq_strips(t->N), cq_grain(t->K), unrepack_strips, &j);
 }

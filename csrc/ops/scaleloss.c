@@ -53,6 +53,7 @@ size_t cq_scaleloss_workspace(const cq_scaleloss_args *a) {
 }
 
 typedef struct job {
+    cq_ctx *cx;
     const cq_kernels *k;
     const cq_scaleloss_args *a;
     plan p;
@@ -164,7 +165,7 @@ static void run_slab(const job *j, size_t slab, uint8_t *memory) {
             pack_panel(j, first, m, scratch, to);
     }
     size_t b = 0;
-    for (size_t t = 0; t < j->tokens; t += step) {
+    for (size_t t = 0; t < j->tokens && !cq_stop(j->cx); t += step) {
         double row[CQ_TILE_ROWS];
         const size_t m = cq_min_size(step, j->tokens - t);
         multiply(j, panels, t, m, memory, row);
@@ -185,15 +186,16 @@ static void run_slots(void *ctx, size_t begin, size_t end, size_t block) {
 }
 
 /* Add the loss of one candidate on the tokens of the chunk. */
-static void candidate(const cq_ctx *cx, job *j, double *loss) {
+static cq_status candidate(cq_ctx *cx, job *j, double *loss) {
     const cq_scaleloss_args *a = j->a;
     const size_t strips = cq_ceil_div(j->tokens, CQ_BF16_M);
     if (a->act_bits)
-        cq_parallel_rows(strips, cq_grain(CQ_BF16_M * a->K), cx->threads, pack_tokens, j);
+        CQ_TRY(cq_parallel_rows(cx, strips, cq_grain(CQ_BF16_M * a->K), pack_tokens, j));
     for (size_t i = 0; i < j->p.slabs * a->B; i++) j->partial[i] = 0.0;
-    cq_parallel_rows(j->p.slots, 1, cx->threads, run_slots, j);
+    CQ_TRY(cq_parallel_rows(cx, j->p.slots, 1, run_slots, j));
     for (size_t slab = 0; slab < j->p.slabs; slab++)
         for (size_t b = 0; b < a->B; b++) loss[b] += j->partial[slab * a->B + b];
+    return CQ_OK;
 }
 
 static cq_status check(cq_ctx *cx, const cq_scaleloss_args *a) {
@@ -210,7 +212,7 @@ static cq_status check(cq_ctx *cx, const cq_scaleloss_args *a) {
 
 cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uint8_t *work) {
     CQ_TRY(check(cx, a));
-    job j = {.k = cx->k, .a = a, .p = make_plan(a)};
+    job j = {.cx = cx, .k = cx->k, .a = a, .p = make_plan(a)};
     work += (64 - (uintptr_t)work % 64) % 64;
     j.partial = (double *)(void *)work;
     j.inverse = (float *)(void *)(work + j.p.partial_bytes);
@@ -225,12 +227,12 @@ cq_status cq_scaleloss(cq_ctx *cx, const cq_scaleloss_args *a, double *loss, uin
     for (j.t0 = 0; j.t0 < a->T; j.t0 += j.p.tokens) {
         j.tokens = cq_min_size(j.p.tokens, a->T - j.t0);
         if (a->bf16 && !a->act_bits)
-            cq_parallel_rows(cq_ceil_div(j.tokens, CQ_BF16_M), cq_grain(CQ_BF16_M * a->K),
-                             cx->threads, pack_tokens, &j);
+            CQ_TRY(cq_parallel_rows(cx, cq_ceil_div(j.tokens, CQ_BF16_M),
+                                    cq_grain(CQ_BF16_M * a->K), pack_tokens, &j));
         for (size_t i = 0; i < a->S; i++) {
             j.s = a->s + i * a->K;
             for (size_t k = 0; k < a->K; k++) j.inverse[k] = 1.0f / j.s[k];
-            candidate(cx, &j, loss + i * a->B);
+            CQ_TRY(candidate(cx, &j, loss + i * a->B));
         }
     }
     return CQ_OK;
