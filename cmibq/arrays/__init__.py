@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
+from cmibq.arrays.gemm import gemm
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
@@ -25,6 +26,7 @@ __all__ = [
     "fakequant",
     "fakequant_backward",
     "fakequant_token",
+    "gemm",
     "minmax",
     "pack",
     "qgemm",

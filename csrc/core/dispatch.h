@@ -5,6 +5,7 @@
 
 #include "cq.h"
 #include "fakequant.h"
+#include "gemm.h"
 #include "qgemm.h"
 
 #include <pthread.h>

@@ -5,6 +5,7 @@
 #define CQ_OPS_H
 
 #include "core/dispatch.h"
+#include "ops/gemm_plan.h"
 
 /* x, out [R, C]; scale, lo, hi [R] (row) or [C] (col). */
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
@@ -115,5 +116,19 @@ typedef struct cq_canonical_sizes {
 cq_canonical_sizes cq_qtile_sizes(const cq_tiles *t);
 cq_status cq_qgemm_repack(cq_ctx *cx, const cq_canonical *from, const cq_tiles *t, uint8_t *data);
 cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_out *to);
+/* c [batch, M, N] = a [batch, M, K] . b [batch, K, N]. Element (i, k) of a at a[i * rsa + k * csa],
+ * (k, j) of b at b[k * rsb + j * csb]; product i is i / inner * batch_outer + i % inner *
+ * batch_inner floats away. c is contiguous. */
+typedef struct cq_gemm_args {
+    const float *a, *b;
+    float *c;
+    size_t batch, inner, M, N, K;
+    size_t rsa, csa, rsb, csb;
+    size_t batch_outer_a, batch_inner_a, batch_outer_b, batch_inner_b;
+} cq_gemm_args;
+
+/* Bytes of `work` (only sizes and csa are read). */
+size_t cq_gemm_workspace(const cq_gemm_args *g, int threads);
+cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
 
 #endif

@@ -8,6 +8,7 @@ all outputs by name. `test_parity.py` sweeps sizes, ISAs and thread counts over 
 from __future__ import annotations
 
 from tests.kernels.cases import codes, fakequant, pack, qgemm, qparams, qtile, reduce, scaleloss
+from tests.kernels.cases import codes, fakequant, gemm, pack, qgemm, qparams, reduce, scaleloss
 from tests.kernels.cases.base import Case
 
 CASES: dict[str, Case] = {
@@ -19,4 +20,5 @@ CASES: dict[str, Case] = {
     **scaleloss.CASES,
     **qgemm.CASES,
     **qtile.CASES,
+    **gemm.CASES,
 }
