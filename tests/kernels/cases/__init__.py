@@ -7,8 +7,17 @@ all outputs by name. `test_parity.py` sweeps sizes, ISAs and thread counts over 
 
 from __future__ import annotations
 
-from tests.kernels.cases import codes, fakequant, pack, qgemm, qparams, qtile, reduce, scaleloss
-from tests.kernels.cases import codes, fakequant, gemm, pack, qgemm, qparams, reduce, scaleloss
+from tests.kernels.cases import (
+    codes,
+    fakequant,
+    gemm,
+    pack,
+    qgemm,
+    qparams,
+    qtile,
+    reduce,
+    scaleloss,
+)
 from tests.kernels.cases.base import Case
 
 CASES: dict[str, Case] = {
