@@ -131,4 +131,27 @@ typedef struct cq_gemm_args {
 size_t cq_gemm_workspace(const cq_gemm_args *g, int threads);
 cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
 
+/* out [M, N] = epilogue(x [M, K] . w^T). x: float32, or bfloat16 where e.bf16; CODES: int8, with
+ * e.xscale. DYNAMIC makes int8 codes of every row first, as cq_codes_token_s8 does. Groups of int8
+ * have at most CQ_QGEMM_S8_GROUP inputs. `work`: cq_qlinear_workspace bytes, content free. */
+typedef enum cq_qlinear_mode {
+    CQ_QLINEAR_F32,
+    CQ_QLINEAR_DYNAMIC,
+    CQ_QLINEAR_CODES
+} cq_qlinear_mode;
+
+typedef struct cq_qlinear {
+    const void *x;
+    size_t M;
+    cq_tiles w;
+    cq_epilogue e;
+    cq_qlinear_mode mode;
+} cq_qlinear;
+
+/* max(largest magnitude, 1e-5) / 127: the scale of a row of int8 codes. */
+CQ_INLINE float cq_token_scale(float most) { return (most < 1e-5f ? 1e-5f : most) / 127.0f; }
+
+size_t cq_qlinear_workspace(const cq_qlinear *a);
+cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);
+
 #endif

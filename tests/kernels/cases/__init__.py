@@ -13,6 +13,7 @@ from tests.kernels.cases import (
     gemm,
     pack,
     qgemm,
+    qlinear,
     qparams,
     qtile,
     reduce,
@@ -30,4 +31,5 @@ CASES: dict[str, Case] = {
     **qgemm.CASES,
     **qtile.CASES,
     **gemm.CASES,
+    **qlinear.CASES,
 }
