@@ -12,11 +12,13 @@ from cmibq.arrays.gemm import gemm
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
+from cmibq.arrays.race import Race, race
 from cmibq.arrays.reduce import absmax, abssum, minmax
 from cmibq.arrays.scaleloss import scaleloss
 from cmibq.arrays.search import ScaleSearch, search_scales
 
 __all__ = [
+    "Race",
     "ScaleSearch",
     "absmax",
     "abssum",
@@ -33,6 +35,7 @@ __all__ = [
     "qgemm_s8",
     "qparams",
     "qparams_mse",
+    "race",
     "scaleloss",
     "search_scales",
     "unpack",
