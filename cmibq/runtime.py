@@ -65,10 +65,7 @@ def isa_level() -> str:
     return wanted
 
 
-@functools.cache
-def _kernels(isa: str, threads: int) -> Kernels:
-    made: Kernels = native().Kernels(isa, threads)
-    return made
+_MADE: dict[tuple[str | None, int], Kernels] = {}
 
 
 def kernels(threads: int | None = None, isa: str | None = None) -> Kernels:
@@ -82,4 +79,9 @@ def kernels(threads: int | None = None, isa: str | None = None) -> Kernels:
         >>> kernels(threads=1, isa="scalar")
         Kernels(isa='scalar', threads=1)
     """
-    return _kernels(isa or isa_level(), default_threads() if threads is None else threads)
+    wanted = isa or os.environ.get("CMIBQ_ISA")
+    count = default_threads() if threads is None else threads
+    made = _MADE.get((wanted, count))
+    if made is None:
+        made = _MADE[wanted, count] = native().Kernels(isa or isa_level(), count)
+    return made

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from cmibq.errors import check_axis
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.errors import ConfigError, check_axis
+from cmibq.ops.library import LIBRARY, direct, empty_like, kernel_ready, view, wants_grad
 from cmibq.runtime import kernels
 
 __all__ = ["fakequant", "reference", "reference_backward"]
@@ -47,10 +48,13 @@ def reference_backward(
     return torch.where(inside, g, zero), (g * slope).sum(1 - axis)
 
 
-def _forward_cpu(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int) -> Tensor:
+def _forward_cpu(
+    x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int, out: Tensor | None = None
+) -> Tensor:
     if not kernel_ready(x, scale, lo, hi):
-        return reference(x, scale, lo, hi, axis)
-    out = torch.empty_like(x)
+        made = reference(x, scale, lo, hi, axis)
+        return made if out is None else out.copy_(made)
+    out = empty_like(x) if out is None else out
     k = kernels()
     call = k.fakequant_col if axis else k.fakequant_row
     call(view(x), view(scale), view(lo), view(hi), view(out))
@@ -64,8 +68,8 @@ def _backward_cpu(
         return reference_backward(g, x, scale, lo, hi, axis)
     k = kernels()
     g = g.contiguous()  # autograd may hand over an expanded gradient
-    gx = torch.empty_like(x)
-    gscale = torch.empty_like(scale, dtype=torch.float64)
+    gx = empty_like(x)
+    gscale = empty_like(scale, torch.float64)
     fixed = (view(x), view(g), view(scale), view(lo), view(hi), view(gx), view(gscale))
     if axis:
         rows = k.fakequant_bwd_blocks(x.shape[0], x.shape[1])
@@ -100,7 +104,33 @@ torch.library.register_fake(
 torch.library.register_autograd("cmibq::fakequant", _autograd, setup_context=_setup, lib=LIBRARY)
 
 
-def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0) -> Tensor:
+class _Eager(torch.autograd.Function):
+    """What autograd records where the dispatcher is left out; the same two functions."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """Return the output of the CPU function."""
+        ctx.save_for_backward(*args[:4])
+        ctx.axis = args[4]
+        return _forward_cpu(*args)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x` and `scale`."""
+        x, scale, lo, hi = ctx.saved_tensors
+        return (*_backward_cpu(g, x, scale, lo, hi, ctx.axis), None, None, None)
+
+
+def fakequant(
+    x: Tensor,
+    scale: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    *,
+    axis: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
     """Round `x` to the grid ``scale * {lo, ..., hi}``; differentiable in `x` and `scale`.
 
     Args:
@@ -109,11 +139,13 @@ def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0
         lo: smallest integer level, ``qmin - zero_point``; same shape as `scale`.
         hi: largest integer level, ``qmax - zero_point``; may vary, so bits may vary per channel.
         axis: 0 = parameters per row, 1 = per column.
+        out: [R, C] to write to, may be `x` itself; only where no gradient is recorded.
 
     Returns:
-        [R, C] of the dtype of `x`.
+        [R, C] of the dtype of `x`: `out` or a new tensor.
 
     Raises:
+        ConfigError: `out` where a gradient is recorded.
         ValueError: a shape does not fit, a scale is not finite and > 0, a bound is no integer.
 
     References:
@@ -125,5 +157,13 @@ def fakequant(x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, *, axis: int = 0
         tensor([[0.5000, 0.5000]])
     """
     check_axis(axis)
-    out: Tensor = torch.ops.cmibq.fakequant(x, scale, lo, hi, axis)
-    return out
+    record = wants_grad(x, scale)
+    if out is not None and record:
+        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
+    if direct(x, scale, lo, hi):
+        if not record:
+            return _forward_cpu(x, scale, lo, hi, axis, out)
+        made: Tensor = _Eager.apply(x, scale, lo, hi, axis)  # type: ignore[no-untyped-call]
+        return made
+    made = torch.ops.cmibq.fakequant(x, scale, lo, hi, axis)
+    return made if out is None else out.copy_(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,23 +11,101 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["LIBRARY", "kernel_ready", "torch_threads", "view"]
+from cmibq import memory
+
+__all__ = [
+    "LIBRARY",
+    "direct",
+    "empty",
+    "empty_like",
+    "kernel_ready",
+    "torch_threads",
+    "view",
+    "wants_grad",
+]
 
 LIBRARY = torch.library.Library("cmibq", "FRAGMENT")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def view(t: torch.Tensor) -> NDArray[Any]:
     """Return a NumPy view of a CPU tensor; no copy (bfloat16 crosses as uint16)."""
     if t.requires_grad:
         t = t.detach()
-    if t.dtype == torch.bfloat16:
+    if t.dtype is torch.bfloat16:
         t = t.view(torch.uint16)
-    return np.asarray(t.numpy())
+    return t.numpy()
 
 
 def kernel_ready(*tensors: torch.Tensor) -> bool:
     """Tell whether the C kernels take these tensors: CPU, float32 (others use the reference)."""
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    for t in tensors:  # a loop, for all() over a generator takes three times as long
+        if not t.is_cpu or t.dtype is not torch.float32:
+            return False
+    return True
+
+
+def direct(*tensors: torch.Tensor) -> bool:
+    """Tell whether an op may call its CPU function at once, without torch's dispatcher.
+
+    True for plain CPU tensors in eager mode: nothing compiles, traces, transforms or profiles. The
+    dispatcher would then only find the same function, which costs 15 us. Gradients are for the
+    caller to look after.
+
+    Example:
+        >>> direct(torch.ones(2))
+        True
+        >>> from torch._subclasses.fake_tensor import FakeTensorMode
+        >>> with FakeTensorMode():
+        ...     direct(torch.ones(2))
+        False
+    """
+    if torch.compiler.is_compiling():
+        return False
+    c = torch._C
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
+        return False
+    if c._are_functorch_transforms_active() or c._get_tracing_state() is not None:
+        return False
+    if c._autograd._profiler_enabled():
+        return False
+    for t in tensors:
+        if type(t) not in _PLAIN or not t.is_cpu:
+            return False
+    return True
+
+
+def wants_grad(*tensors: torch.Tensor) -> bool:
+    """Tell whether autograd is to record an op on these tensors."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return True
+    return False
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return a CPU tensor whose values are not set, large ones over `cmibq.memory`.
+
+    Args:
+        shape: its sizes.
+        dtype: its type; floating point or integer.
+
+    Example:
+        >>> empty((2, 3), torch.uint8).shape
+        torch.Size([2, 3])
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < memory.LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(memory.empty(size, np.uint8)).view(dtype).view(shape)
+
+
+def empty_like(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return `empty` of the shape of a tensor, and of its type unless another is given."""
+    if t.numel() * (dtype or t.dtype).itemsize < memory.LARGE and t.is_contiguous():
+        return torch.empty_like(t, dtype=dtype)
+    return empty(t.shape, dtype or t.dtype)
 
 
 @contextlib.contextmanager

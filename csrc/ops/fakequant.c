@@ -18,10 +18,10 @@ static int bad_bound(float bound) {
  * first loop has no branches, so that the compiler makes it as wide as the machine. */
 static cq_status check_affine(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
                               size_t n) {
-    int bad = 0;
+    int good = 1;
     for (size_t i = 0; i < n; i++)
-        bad |= bad_scale(scale[i]) | bad_bound(lo[i]) | bad_bound(hi[i]) | !(hi[i] >= lo[i]);
-    for (size_t i = 0; bad && i < n; i++) {
+        good &= !bad_scale(scale[i]) & !bad_bound(lo[i]) & !bad_bound(hi[i]) & (hi[i] >= lo[i]);
+    for (size_t i = 0; !good && i < n; i++) {
         if (bad_scale(scale[i])) return cq_refuse(cx, CQ_BAD_SCALE, i, (double)scale[i]);
         if (bad_bound(lo[i])) return cq_refuse(cx, CQ_BAD_BOUNDS, i, (double)lo[i]);
         if (bad_bound(hi[i]) || hi[i] < lo[i])

@@ -41,11 +41,8 @@ CQ_INLINE void some(const float *x, float *out, __mmask16 m, const grid *p, int 
 }
 
 CQ_INLINE void row(const float *x, float *out, size_t n, const grid *p, int fast, int stream) {
-    size_t i = 0;
-    if (stream) {
-        i = (0 - (uintptr_t)out / sizeof *out) % 16;
-        some(x, out, cq_tail_mask(i), p, fast);
-    }
+    size_t i = stream ? (0 - (uintptr_t)out / sizeof *out) % 16 : 0;
+    if (i) some(x, out, cq_tail_mask(i), p, fast); /* even an empty one fetches the line of out */
     for (; i + 16 <= n; i += 16) {
         const __m512 r = one(_mm512_loadu_ps(x + i), p, fast);
         if (stream) {
