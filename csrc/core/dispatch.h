@@ -5,8 +5,8 @@
 
 #include "cq.h"
 #include "fakequant.h"
-#include "gemm.h"
 #include "qgemm.h"
+#include "qprefill.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -10,11 +10,10 @@ from __future__ import annotations
 from tests.kernels.cases import (
     codes,
     fakequant,
-    gemm,
     pack,
     qgemm,
-    qlinear,
     qparams,
+    qprefill,
     qtile,
     reduce,
     scaleloss,
@@ -30,6 +29,5 @@ CASES: dict[str, Case] = {
     **scaleloss.CASES,
     **qgemm.CASES,
     **qtile.CASES,
-    **gemm.CASES,
-    **qlinear.CASES,
+    **qprefill.CASES,
 }

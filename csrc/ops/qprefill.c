@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* First x is rounded to bytes and laid out in steps, 32 rows a task. Then the output is cut into
+ * tasks of `rows` x `cols`: a task walks over K in chunks, unpacks a chunk of its columns of the
+ * weight to a panel, and multiplies all its rows by it; results stay in blocks in the slot until
+ * the last chunk. The cut depends on the shapes only. A slot of `work` per thread. */
+#include "core/half.h"
+#include "core/parallel.h"
+#include "ops.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+enum { MAX_ROWS = 512, MAX_COLS = 256, MIN_COLS = 64, ENOUGH_TASKS = 8, MAX_SLOTS = 256 };
+enum { CHUNK_STEPS = 8, SPLIT_STEPS = 16 }; /* steps of a chunk; of a group longer than a chunk */
+
+/* How a product is cut, and the offsets in `work`, in a slot, of what is kept there. */
+typedef struct plan {
+    size_t rows, cols, row_tasks, col_tasks; /* of a task, a multiple of 32; of the output */
+    size_t group, steps, groups, total;      /* inputs, steps of a group; groups, steps of a row */
+    size_t chunk_steps, chunk_groups;        /* a chunk: groups, or steps of one group */
+    size_t xscale, xsum, slots;              /* in work, after the steps of x */
+    size_t part, panel, grids, line, slot;   /* in a slot, after acc; its size */
+    size_t slot_count, bytes;
+} plan;
+
+typedef struct job {
+    cq_ctx *cx;
+    const cq_kernels *k;
+    const cq_qprefill *a;
+    plan p;
+    uint8_t *work;
+    atomic_uchar busy[MAX_SLOTS];
+} job;
+
+static size_t up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
+
+/* Whether a strip's levels do not fit a byte: its panel is code - 128. */
+static int off_centre(const cq_tiles *w, int bits) { return bits == 8 && w->asymmetric; }
+
+static int any_off_centre(const cq_tiles *w) {
+    for (size_t i = 0; i < cq_strips(w->N); i++)
+        if (off_centre(w, cq_bits_of_strip(w, i))) return 1;
+    return 0;
+}
+
+static void plan_slot(plan *p) {
+    const size_t block = p->rows * p->cols * sizeof(float);
+    p->part = block;
+    p->panel = p->part + (p->chunk_groups ? 0 : block);
+    const size_t steps = p->chunk_groups ? p->chunk_groups * p->steps : p->chunk_steps;
+    p->grids = p->panel + p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
+    const size_t groups = p->chunk_groups ? p->chunk_groups : 1;
+    p->line = p->grids + 3 * up(groups * p->cols * sizeof(float), 64);
+    p->slot = p->line + up(p->groups * p->group, 64);
+}
+
+static plan make_plan(const cq_ctx *cx, size_t M, const cq_tiles *w) {
+    plan p = {.groups = w->G, .group = w->K / w->G};
+    p.row_tasks = cq_ceil_div(M, MAX_ROWS);
+    p.rows = p.row_tasks ? up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
+    p.cols = MAX_COLS;
+    while (p.cols > MIN_COLS && p.row_tasks * cq_ceil_div(w->N, p.cols) < ENOUGH_TASKS) p.cols /= 2;
+    p.col_tasks = cq_ceil_div(w->N, p.cols);
+    p.steps = cq_ceil_div(p.group, CQ_TILE);
+    p.total = p.groups * p.steps;
+    p.chunk_steps = p.steps <= CHUNK_STEPS ? p.steps : SPLIT_STEPS;
+    const size_t room = p.group <= CQ_TILE / 2 ? 2 * CHUNK_STEPS : CHUNK_STEPS;
+    if (p.steps && p.steps <= CHUNK_STEPS) p.chunk_groups = room / p.steps;
+    plan_slot(&p);
+    const size_t M32 = p.row_tasks * p.rows;
+    p.xscale = M32 * p.total * CQ_TILE;
+    p.xsum = p.xscale + up(M32 * sizeof(float), 64);
+    p.slots = p.xsum + (any_off_centre(w) ? up(M32 * p.groups * sizeof(int32_t), 64) : 0);
+    p.slot_count = (size_t)(cx->threads < MAX_SLOTS ? cx->threads : MAX_SLOTS);
+    p.bytes = 64 + p.slots + p.slot_count * p.slot;
+    return p;
+}
+
+size_t cq_qprefill_workspace(const cq_ctx *cx, size_t M, const cq_tiles *w) {
+    return make_plan(cx, M, w).bytes;
+}
+
+/* There are as many slots as threads, so one is free. */
+static size_t take_slot(job *j) {
+    for (size_t i = 0;; i = (i + 1) % j->p.slot_count)
+        if (!atomic_exchange_explicit(&j->busy[i], 1, memory_order_acquire)) return i;
+}
+
+static void free_slot(job *j, size_t i) {
+    atomic_store_explicit(&j->busy[i], 0, memory_order_release);
+}
+
+/* Row m of x as bytes: given, or made of floats as cq_codes_token_s8 makes them. */
+static const int8_t *line_of(const job *j, size_t m, int8_t *line) {
+    const cq_qprefill *a = j->a;
+    float *xscale = (float *)(void *)(j->work + j->p.xscale) + m;
+    const size_t K = a->w->K;
+    if (a->codes) {
+        *xscale = a->xscale[m];
+        return a->codes + m * K;
+    }
+    float high;
+    j->k->absmax_f32_row(a->x + m * K, K, &high);
+    *xscale = (high < 1e-5f ? 1e-5f : high) / 127.0f;
+    j->k->codes_f32_s8_row(a->x + m * K, line, K, *xscale);
+    return line;
+}
+
+static void lay_out(void *ctx, size_t begin, size_t end, size_t block) {
+    job *j = ctx;
+    const plan *p = &j->p;
+    (void)block;
+    const size_t slot = take_slot(j);
+    int8_t *line = (int8_t *)(j->work + p->slots + slot * p->slot + p->line);
+    for (size_t m = begin * CQ_QPREFILL_BLOCK; m < end * CQ_QPREFILL_BLOCK; m++) {
+        uint8_t *to = j->work + m / 16 * p->total * CQ_QPREFILL_STEP + m % 16 * CQ_TILE;
+        if (m < j->a->M) {
+            const int8_t *x = line_of(j, m, line);
+            j->k->qprefill_row(x, p->groups, p->group, to);
+            int32_t *sum = (int32_t *)(void *)(j->work + p->xsum) + m * p->groups;
+            for (size_t g = 0; g < p->groups && p->xsum < p->slots; g++)
+                j->k->qgemm_s8_sum(x + g * p->group, p->group, sum + g);
+        } else { /* rows that only fill a block: any bytes do */
+            for (size_t s = 0; s < p->total; s++) memset(to + s * CQ_QPREFILL_STEP, 0, CQ_TILE);
+        }
+    }
+    free_slot(j, slot);
+}
+
+/* Where a task is. */
+typedef struct task {
+    const job *j;
+    uint8_t *slot;
+    size_t m0, n0, rows, strips; /* rows to compute, a multiple of 32; strips that exist */
+    size_t g, step, steps;       /* chunk: first group, first step and steps of each group in it */
+    size_t groups;
+} task;
+
+static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bits, float *scale,
+                       int32_t *centre) {
+    const cq_tiles *w = t->j->a->w;
+    const uint16_t *halves = (const uint16_t *)(const void *)head;
+    const uint8_t *zero = head + 2 * w->G * CQ_STRIP;
+    for (size_t i = 0; i < t->groups; i++) {
+        const size_t at = i * t->j->p.cols + strip * CQ_STRIP, from = (t->g + i) * CQ_STRIP;
+        for (size_t n = 0; n < CQ_STRIP; n++) scale[at + n] = cq_half_to_float(halves[from + n]);
+        for (size_t n = 0; n < CQ_STRIP && centre; n++)
+            centre[at + n] = off_centre(w, bits) ? 128 - zero[from + n] : 0;
+    }
+}
+
+/* Unpack the chunk of the task's strips; strips past the last become zeros. */
+static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_t *shift,
+                       int32_t *centre) {
+    const plan *p = &t->j->p;
+    const cq_tiles *w = t->j->a->w;
+    const size_t bytes = t->groups * t->steps * CQ_QPREFILL_STEP;
+    const size_t done = t->step * CQ_TILE; /* inputs of the group before the chunk */
+    const uint8_t *from = w->data + cq_strip_offset(w, t->n0 / CQ_STRIP);
+    int8_t *panel = (int8_t *)(t->slot + p->panel);
+    if (t->strips < 2 * b->n) {
+        memset(panel + t->strips * bytes, 0, bytes);
+        for (size_t i = 0; i < t->groups; i++) {
+            const size_t at = i * p->cols + t->strips * CQ_STRIP;
+            memset(scale + at, 0, CQ_STRIP * sizeof *scale);
+            memset(shift + at, 0, CQ_STRIP * sizeof *shift);
+            if (centre) memset(centre + at, 0, CQ_STRIP * sizeof *centre);
+        }
+    }
+    for (size_t i = 0; i < t->strips; i++) {
+        const int bits = cq_bits_of_strip(w, t->n0 / CQ_STRIP + i);
+        cq_qprefill_strip s = {.bits = bits, .panel = panel + i * bytes, .groups = t->groups};
+        s.tiles = from + cq_strip_head(w->G, w->asymmetric);
+        s.zero = from + (2 * w->G + t->g) * CQ_STRIP;
+        if (!w->asymmetric || off_centre(w, bits)) s.zero = NULL;
+        s.shift = shift + i * CQ_STRIP, s.ldshift = p->cols;
+        s.k0 = t->g * p->group + done, s.group = p->group, s.steps = t->steps;
+        s.inputs = cq_min_size(p->group - done, t->steps * CQ_TILE);
+        t->j->k->qprefill_panel(&s);
+        fill_grids(t, i, from, bits, scale, centre);
+        from += cq_strip_bytes(w->K, w->G, bits, w->asymmetric);
+    }
+    b->panel = panel, b->scale = scale, b->shift = shift, b->centre = centre;
+}
+
+static void multiply_chunk(const task *t) {
+    const plan *p = &t->j->p;
+    const size_t grid = up(t->groups * p->cols * sizeof(float), 64);
+    uint8_t *grids = t->slot + p->grids;
+    cq_qprefill_block b = {.m = t->rows / CQ_QPREFILL_BLOCK, .n = cq_ceil_div(t->strips, 2)};
+    b.ld = p->cols;
+    b.groups = t->groups, b.steps = t->steps;
+    b.quads = p->steps == 1 ? cq_ceil_div(p->group, 4) : 16;
+    b.acc = (float *)(void *)t->slot;
+    b.part = (int32_t *)(void *)(t->slot + p->part);
+    b.ldx = p->total * CQ_QPREFILL_STEP;
+    b.x = t->j->work + t->m0 / 16 * b.ldx + (t->g * p->steps + t->step) * CQ_QPREFILL_STEP;
+    b.xsum = (const int32_t *)(const void *)(t->j->work + p->xsum) + t->m0 * p->groups + t->g;
+    b.ldsum = p->groups;
+    b.first = t->g == 0;
+    b.begin = t->step == 0;
+    b.end = t->step + t->steps == p->steps;
+    int32_t *centre = p->xsum < p->slots ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
+    fill_panel(t, &b, (float *)(void *)grids, (int32_t *)(void *)(grids + grid), centre);
+    if (!b.end) b.centre = NULL;
+    t->j->k->qprefill_block(&b);
+}
+
+static void store_rows(const task *t) {
+    const cq_qprefill *a = t->j->a;
+    cq_qprefill_rows f = {.acc = (const float *)(const void *)t->slot, .ldo = a->w->N};
+    f.xscale = (const float *)(const void *)(t->j->work + t->j->p.xscale) + t->m0;
+    f.bias = a->bias ? a->bias + t->n0 : NULL;
+    f.out = a->out + t->m0 * a->w->N + t->n0;
+    f.ldb = cq_ceil_div(t->strips, 2);
+    f.rows = cq_min_size(a->M - t->m0, t->rows);
+    f.cols = cq_min_size(a->w->N - t->n0, t->j->p.cols);
+    t->j->k->qprefill_rows(&f);
+}
+
+static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
+    job *j = ctx;
+    const plan *p = &j->p;
+    (void)block;
+    const size_t slot = take_slot(j);
+    for (size_t i = begin; i < end; i++) {
+        task t = {.j = j, .slot = j->work + p->slots + slot * p->slot};
+        t.m0 = i / p->col_tasks * p->rows, t.n0 = i % p->col_tasks * p->cols;
+        t.rows = up(cq_min_size(j->a->M - t.m0, p->rows), CQ_QPREFILL_BLOCK);
+        t.strips = cq_strips(cq_min_size(j->a->w->N - t.n0, p->cols));
+        if (!p->steps) memset(t.slot, 0, p->part);
+        while (t.g < p->groups && p->steps && !cq_stop(j->cx)) {
+            t.groups = p->chunk_groups ? cq_min_size(p->chunk_groups, p->groups - t.g) : 1;
+            t.steps = p->chunk_groups ? p->steps : cq_min_size(p->chunk_steps, p->steps - t.step);
+            multiply_chunk(&t);
+            t.step += t.steps;
+            if (t.step < p->steps) continue;
+            t.step = 0;
+            t.g += t.groups;
+        }
+        store_rows(&t);
+    }
+    free_slot(j, slot);
+}
+
+cq_status cq_qprefill_s8(cq_ctx *cx, const cq_qprefill *a, uint8_t *work) {
+    job j = {.cx = cx, .k = cx->k, .a = a, .p = make_plan(cx, a->M, a->w)};
+    j.work = work + (64 - (uintptr_t)work % 64) % 64;
+    const size_t blocks = j.p.row_tasks * j.p.rows / CQ_QPREFILL_BLOCK;
+    CQ_TRY(cq_parallel_rows(cx, blocks, 1, lay_out, &j));
+    return cq_parallel_rows(cx, j.p.row_tasks * j.p.col_tasks, 1, multiply, &j);
+}

@@ -1,0 +1,96 @@
+"""Cases of qprefill: many rows of 8-bit activations times tiles, against exact FMAs.
+
+All widths with and without zero points for `panel`, some of them for the other kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.kernels.cases import qtile
+from tests.kernels.cases.base import Arrays, Case, some_nasty
+from tests.oracles.fma import fma
+
+ROWS = 37
+
+
+def make(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
+    a = dict(qtile.make(rng, rows, cols))
+    cols = a["codes"].shape[1]
+    a["x"] = some_nasty(rng, ROWS, cols)
+    a["xq"] = rng.integers(-128, 128, (ROWS, cols)).astype(np.int8)
+    a["xscale"] = rng.random(ROWS).astype(np.float32)
+    a["bias"] = rng.normal(size=rows).astype(np.float32)
+    return a
+
+
+def multiply(k: object, a: Arrays, bits: object, asymmetric: bool, floats: bool) -> NDArray:
+    (rows, cols), groups = a["codes"].shape, a["scale"].shape[1]
+    tiles = qtile.repacked(k, a, bits, asymmetric)
+    one, each = (bits, None) if isinstance(bits, int) else (2, bits)
+    size = k.qprefill_workspace(ROWS, rows, cols, groups, one, int(asymmetric), each)
+    x = (a["x"], None, None) if floats else (None, a["xq"], a["xscale"])
+    out, bias = np.full((ROWS, rows), 77, np.float32), a["bias"] if asymmetric else None
+    work = np.full(size, 255, np.uint8)
+    k.qprefill_s8(*x, tiles, groups, one, int(asymmetric), each, bias, out, work)
+    return out
+
+
+Product = Callable[[Arrays, object, bool, bool], NDArray]
+
+
+def products(call: Product, a: Arrays, what: str) -> Arrays:
+    """Return what tests kernel `what`, each by ``call(a, bits, asymmetric, floats)``."""
+    if what == "row":
+        return {"floats": call(a, 4, False, True), "codes": call(a, 4, False, False)}
+    if what != "panel":
+        return {"a": call(a, 8, True, False), "s": call(a, 4, False, False)}
+    each = qtile.widths(len(a["codes"])).items()
+    kinds = {"a": True, "s": False}.items()
+    return {key + kind: call(a, b, yes, False) for key, b in each for kind, yes in kinds}
+
+
+def levels(a: Arrays, bits: object, asymmetric: bool) -> NDArray[np.int64]:
+    """Return code - zero [rows, cols]."""
+    (_, cols), groups = a["codes"].shape, a["scale"].shape[1]
+    out = a["codes"].astype(np.int64)
+    for s, b in qtile.strips(a, bits):
+        zero = np.repeat(a["zero"][s] & np.uint8(2**b - 1), cols // groups, 1).astype(np.int64)
+        out[s] = (out[s] & (2**b - 1)) - (zero if asymmetric else 2 ** (b - 1))
+    return out
+
+
+def product(a: Arrays, bits: object, asymmetric: bool, floats: bool) -> NDArray:
+    x, xscale = token_codes(a["x"]) if floats else (a["xq"], a["xscale"])
+    groups, level = a["scale"].shape[1], levels(a, bits, asymmetric)
+    scale = a["scale"].view(np.float16).astype(np.float32)
+    acc = np.zeros((ROWS, len(level)), np.float32)
+    for g, part in enumerate(np.split(level.astype(np.float64), groups, 1)):
+        dot = np.split(x.astype(np.float64), groups, 1)[g] @ part.T  # integers, exact
+        acc = fma(scale[:, g], dot.astype(np.float32), acc)
+    with np.errstate(invalid="ignore", over="ignore"):
+        acc = acc * xscale[:, None]
+    return acc + a["bias"] if asymmetric else acc
+
+
+def token_codes(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round rows as `cmibq.arrays.codes_token` does; a row with NaN or infinity gets codes 0."""
+    high = np.abs(x).max(1, initial=0)
+    scale = np.maximum(high, np.float32(1e-5)) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        codes = np.rint(np.clip(x / scale[:, None], -128, 127))
+    return np.where(np.isfinite(high)[:, None], codes, 0).astype(np.int8), scale
+
+
+def case(what: str) -> Case:
+    def run(k: object, a: Arrays) -> Arrays:
+        return products(partial(multiply, k), a, what)
+
+    return Case(make, run, lambda a: products(product, a, what))
+
+
+CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block", "rows")}
