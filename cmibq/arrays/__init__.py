@@ -6,6 +6,7 @@ the same bits on every ISA and thread count.
 
 from __future__ import annotations
 
+from cmibq.arrays.alloc import project_bits, project_bits_backward, round_bits
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.pack import pack, unpack
@@ -27,10 +28,13 @@ __all__ = [
     "fakequant_token",
     "minmax",
     "pack",
+    "project_bits",
+    "project_bits_backward",
     "qgemm",
     "qgemm_s8",
     "qparams",
     "qparams_mse",
+    "round_bits",
     "scaleloss",
     "search_scales",
     "unpack",

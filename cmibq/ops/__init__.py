@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cmibq.ops.alloc import project_bits, round_bits
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
 from cmibq.ops.pack import pack, unpack
@@ -20,10 +21,12 @@ __all__ = [
     "fakequant_token",
     "minmax",
     "pack",
+    "project_bits",
     "qgemm",
     "qgemm_s8",
     "qparams",
     "qparams_mse",
+    "round_bits",
     "scaleloss",
     "unpack",
 ]

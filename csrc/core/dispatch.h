@@ -3,6 +3,7 @@
 #ifndef CQ_DISPATCH_H
 #define CQ_DISPATCH_H
 
+#include "alloc.h"
 #include "cq.h"
 #include "fakequant.h"
 #include "qgemm.h"

@@ -19,7 +19,7 @@ void cq_minmax_f32_row_avx512(const float *x, size_t n, float *mn, float *mx) {
     for (; i + 64 <= n; i += 64) {
         const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
         const __m512 c = _mm512_loadu_ps(x + i + 32), d = _mm512_loadu_ps(x + i + 48);
-        for (int l = 0; l < 4; l++)
+        for (size_t l = 0; l < 4; l++)
             _mm_prefetch((const char *)(x + i + AHEAD + 16 * l), _MM_HINT_T0);
         nan |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
         low0 = _mm512_min_ps(a, low0), high0 = _mm512_max_ps(a, high0);

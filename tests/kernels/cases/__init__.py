@@ -8,8 +8,10 @@ all outputs by name. `test_parity.py` sweeps sizes, ISAs and thread counts over 
 from __future__ import annotations
 
 from tests.kernels.cases import (
+    alloc,
     codes,
     fakequant,
+    gemm,
     pack,
     qgemm,
     qparams,
@@ -30,4 +32,6 @@ CASES: dict[str, Case] = {
     **qgemm.CASES,
     **qtile.CASES,
     **qprefill.CASES,
+    **gemm.CASES,
+    **alloc.CASES,
 }

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernels of csrc/kernels/alloc and their driver share. */
+#ifndef CQ_ALLOC_H
+#define CQ_ALLOC_H
+
+#include "half.h"
+
+/* Sums over the three sets of a row: weights at or below `low`, at or above `high`, between; and
+ * weight * x of those between. `ends`: how many are at or below `low`, how many at or above. */
+typedef struct cq_alloc_sums {
+    double free_w, free_x, low_w, high_w;
+    size_t ends[2];
+} cq_alloc_sums;
+
+/* Sum of sixteen lanes, lane i % 16, pairwise: the order that every ISA keeps. */
+CQ_INLINE double cq_alloc_lanes(const double *lane) {
+    double eight[8];
+    for (int l = 0; l < 8; l++) eight[l] = lane[l] + lane[l + 8];
+    return cq_sum_lanes(eight);
+}
+
+/* The same of 64 lanes of floats, lane i % 64. */
+CQ_INLINE float cq_alloc_lanes_f32(const float *lane) {
+    float eight[8] = {0};
+    for (int l = 0; l < 16; l++)
+        eight[l % 8] += (lane[l] + lane[l + 16]) + (lane[l + 32] + lane[l + 48]);
+    return ((eight[0] + eight[4]) + (eight[2] + eight[6])) +
+           ((eight[1] + eight[5]) + (eight[3] + eight[7]));
+}
+
+#endif

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* alloc: real bits of n channels with a given mean, its gradient, and rounding to integers.
+ *
+ *   project      out = min(hi, max(lo, x + tau)), with tau such that sum w out = target * sum w:
+ *                the point of the box and budget nearest to x in the norm sum w d**2
+ *   project_bwd  free = lo < b < hi;  gx = free * (g - w * sum_free g / sum_free w): the exact
+ *                Jacobian of project at b = its result (one-sided where tau is at a corner)
+ *   round        floor(b), and one more for the largest fractions, so that sum out = total;
+ *                of equal fractions the lowest index first
+ *
+ * `weight` NULL: ones, otherwise > 0. lo <= target <= hi. A row with NaN or infinity becomes NaN,
+ * its gradient 0. Zero is +0. tau is found by Newton steps on the piecewise linear sum (csrc/ops):
+ * first with float sums of the free channels (`guess`: 64 lanes, i % 64), then with double sums (16
+ * lanes, i % 16), inside a bracket; when the three sets (at lo, free, at hi) are those that tau was
+ * solved for, it is exact. It is added as two floats, (x + float(tau)) + float(tau - float(tau)),
+ * so a large common offset of x costs no accuracy. Lanes are added pairwise; no FMA.
+ * round: lo <= out <= hi <= 255, lo * n <= total <= hi * n. Exactness: EXACT.
+ *
+ * Source: reverse water-filling, Cover and Thomas, Elements of Information Theory, 13.3.3. */
+#include "core/dispatch.h"
+
+#include <math.h>
+
+/* Weights of one; free_x is NaN if any x is NaN or infinite. */
+void cq_alloc_guess_f32_scalar(const float *x, size_t n, float low, float high,
+                               cq_alloc_sums *out) {
+    float free_x[64] = {0};
+    size_t downs = 0, ups = 0;
+    int odd = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int down = x[i] <= low, up = x[i] >= high;
+        if (!down && !up) free_x[i % 64] += x[i];
+        downs += (size_t)down;
+        ups += (size_t)up;
+        odd |= !isfinite(x[i]);
+    }
+    *out = (cq_alloc_sums){(double)n - (double)downs - (double)ups,
+                           odd ? (double)NAN : (double)cq_alloc_lanes_f32(free_x),
+                           (double)downs,
+                           (double)ups,
+                           {downs, ups}};
+}
+
+void cq_alloc_sums_f32_scalar(const float *x, const float *weight, size_t n, float low, float high,
+                              cq_alloc_sums *out) {
+    double free_w[16] = {0}, free_x[16] = {0}, low_w[16] = {0}, high_w[16] = {0};
+    out->ends[0] = out->ends[1] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double w = weight ? (double)weight[i] : 1.0;
+        const size_t l = i % 16;
+        if (x[i] <= low) {
+            low_w[l] += w;
+            out->ends[0]++;
+        } else if (x[i] >= high) {
+            high_w[l] += w;
+            out->ends[1]++;
+        } else {
+            free_w[l] += w;
+            free_x[l] += w * (double)x[i];
+        }
+    }
+    out->free_w = cq_alloc_lanes(free_w);
+    out->free_x = cq_alloc_lanes(free_x);
+    out->low_w = cq_alloc_lanes(low_w);
+    out->high_w = cq_alloc_lanes(high_w);
+}
+
+/* range: lo, hi, and the float thresholds of lo - tau and hi - tau. `out` may be `x`. */
+void cq_alloc_shift_f32_scalar(const float *x, size_t n, double tau, const float *range, float *out,
+                               size_t *ends) {
+    const float lo = range[0], hi = range[1], low = range[2], high = range[3];
+    const float main = (float)tau, rest = (float)(tau - (double)main);
+    ends[0] = ends[1] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float at = x[i], v = (at + main) + rest;
+        ends[0] += at <= low;
+        ends[1] += at >= high;
+        out[i] = (v < lo ? lo : (v > hi ? hi : v)) + 0.0f;
+    }
+}
+
+void cq_alloc_project_bwd_f32_row_scalar(const float *g, const float *b, const float *weight,
+                                         size_t n, float lo, float hi, float *gx) {
+    double sum_g[16] = {0}, sum_w[16] = {0};
+    for (size_t i = 0; i < n; i++) {
+        if (!(b[i] > lo && b[i] < hi)) continue;
+        sum_g[i % 16] += (double)g[i];
+        sum_w[i % 16] += weight ? (double)weight[i] : 1.0;
+    }
+    const double free_w = cq_alloc_lanes(sum_w);
+    const float mean = free_w > 0.0 ? (float)(cq_alloc_lanes(sum_g) / free_w) : 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        const float w = weight ? weight[i] : 1.0f;
+        gx[i] = b[i] > lo && b[i] < hi ? g[i] - w * mean : 0.0f;
+    }
+}
+
+/* Whether b is to be rounded up, as a number that grows with the wish: its fraction, as bits of a
+ * float in [0, 1); what is at or above hi may not grow. */
+static uint32_t wish(float b, float lo, float hi) {
+    const float c = b < lo ? lo : b;
+    return c < hi ? cq_float_bits(c - floorf(c)) : 0;
+}
+
+static float base(float b, float lo, float hi) {
+    const float c = b < lo ? lo : b;
+    return c < hi ? floorf(c) : hi;
+}
+
+/* Give `step` (+1 or -1) to `count` channels: the smallest `keys` of growing wish first. */
+static void spread(const float *b, size_t n, float lo, float hi, int up, size_t count,
+                   uint8_t *out) {
+    uint32_t cut = 0; /* the largest key that at least `count` eligible channels reach */
+    for (int bit = 30; bit >= 0; bit--) {
+        const uint32_t trial = cut | 1u << bit;
+        size_t reach = 0;
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t key = up ? wish(b[i], lo, hi) : 0x3F800000u - wish(b[i], lo, hi);
+            const int can = up ? (float)out[i] < hi : (float)out[i] > lo;
+            reach += can && key >= trial;
+        }
+        if (reach >= count) cut = trial;
+    }
+    size_t above = 0;
+    for (int ties = 0; ties < 2; ties++)
+        for (size_t i = 0; i < n && above < count; i++) {
+            const uint32_t key = up ? wish(b[i], lo, hi) : 0x3F800000u - wish(b[i], lo, hi);
+            const int can = up ? (float)out[i] < hi : (float)out[i] > lo;
+            if (!can || !(ties ? key == cut : key > cut)) continue;
+            out[i] = (uint8_t)(up ? out[i] + 1 : out[i] - 1);
+            above++;
+        }
+}
+
+void cq_alloc_round_f32_row_scalar(const float *b, size_t n, int lo, int hi, int64_t total,
+                                   uint8_t *out) {
+    int64_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (uint8_t)base(b[i], (float)lo, (float)hi);
+        sum += out[i];
+    }
+    for (int64_t left = total - sum; left != 0; left = total - sum) {
+        size_t can = 0; /* more than one round only where b is far from the budget */
+        for (size_t i = 0; i < n; i++) can += left > 0 ? out[i] < hi : out[i] > lo;
+        const size_t want = (size_t)(left > 0 ? left : -left), count = cq_min_size(want, can);
+        spread(b, n, (float)lo, (float)hi, left > 0, count, out);
+        sum += left > 0 ? (int64_t)count : -(int64_t)count;
+    }
+}
