@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cmibq.memory import empty
 from cmibq.runtime import kernels
 
 __all__ = ["codes", "codes_token", "decode", "fakequant_token"]
@@ -34,7 +35,7 @@ def codes(x: F32, scale: F32, zero: U8, *, bits: int, out: U8 | None = None) -> 
         >>> codes(x, np.float32([0.5]), np.uint8([2]), bits=3)
         array([[0, 2, 3, 7]], dtype=uint8)
     """
-    out = np.empty(x.shape, np.uint8) if out is None else out
+    out = empty(x.shape, np.uint8) if out is None else out
     kernels().codes_row(x, scale, zero, bits, out)
     return out
 
@@ -58,16 +59,17 @@ def decode(codes: U8, scale: F32, zero: U8, *, out: F32 | None = None) -> F32:
         >>> decode(np.uint8([[0, 2, 7]]), np.float32([0.5]), np.uint8([2]))
         array([[-1. ,  0. ,  2.5]], dtype=float32)
     """
-    out = np.empty(codes.shape, np.float32) if out is None else out
+    out = empty(codes.shape) if out is None else out
     kernels().decode_row(codes, scale, zero, out)
     return out
 
 
-def codes_token(x: F32) -> tuple[NDArray[np.int8], F32]:
+def codes_token(x: F32, *, out: NDArray[np.int8] | None = None) -> tuple[NDArray[np.int8], F32]:
     """Return signed 8-bit codes of activations with one scale per token (row).
 
     Args:
         x: float32 [T, C].
+        out: int8 [T, C] to write the codes to.
 
     Returns:
         (codes, scale): int8 [T, C], float32 [T]; ``scale = max(max|x|, 1e-5) / 127``. A token with
@@ -77,7 +79,8 @@ def codes_token(x: F32) -> tuple[NDArray[np.int8], F32]:
         >>> codes_token(np.array([[127.0, -3.4, 0.0]], np.float32))
         (array([[127,  -3,   0]], dtype=int8), array([1.], dtype=float32))
     """
-    out, scale = np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
+    out = empty(x.shape, np.int8) if out is None else out
+    scale = np.empty(len(x), np.float32)
     kernels().codes_token_s8(x, out, scale)
     return out, scale
 
@@ -100,6 +103,6 @@ def fakequant_token(x: F32, *, bits: int, out: F32 | None = None) -> F32:
         >>> fakequant_token(np.array([[7.0, -3.4, 0.2]], np.float32), bits=4)
         array([[ 7., -3.,  0.]], dtype=float32)
     """
-    out = np.empty_like(x) if out is None else out
+    out = empty(x.shape) if out is None else out
     kernels().fakequant_token(x, bits, out)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cmibq.memory import empty
 from cmibq.runtime import kernels
 
 __all__ = ["pack", "unpack"]
@@ -12,12 +13,13 @@ __all__ = ["pack", "unpack"]
 U8 = NDArray[np.uint8]
 
 
-def pack(codes: U8, *, bits: int) -> U8:
+def pack(codes: U8, *, bits: int, out: U8 | None = None) -> U8:
     """Pack codes densely, each row padded to a byte with zero bits.
 
     Args:
         codes: uint8 [R, C], all below ``2**bits``.
         bits: 1..8.
+        out: uint8 [R, ceil(C * bits / 8)] to write to.
 
     Returns:
         uint8 [R, ceil(C * bits / 8)]: a little-endian bit stream, least significant bit first.
@@ -29,18 +31,20 @@ def pack(codes: U8, *, bits: int) -> U8:
         >>> pack(np.uint8([[1, 2, 3]]), bits=4)
         array([[33,  3]], dtype=uint8)
     """
-    out = np.empty((len(codes), (codes.shape[-1] * bits + 7) // 8), np.uint8)
+    if out is None:
+        out = empty((len(codes), (codes.shape[-1] * bits + 7) // 8), np.uint8)
     kernels().pack_row(codes, bits, out)
     return out
 
 
-def unpack(packed: U8, *, bits: int, cols: int) -> U8:
+def unpack(packed: U8, *, bits: int, cols: int, out: U8 | None = None) -> U8:
     """Return the codes that `pack` packed.
 
     Args:
         packed: uint8 [R, ceil(cols * bits / 8)].
         bits: 1..8.
         cols: codes per row.
+        out: uint8 [R, cols] to write to.
 
     Returns:
         uint8 [R, cols].
@@ -52,6 +56,6 @@ def unpack(packed: U8, *, bits: int, cols: int) -> U8:
         >>> unpack(np.uint8([[33, 3]]), bits=4, cols=3)
         array([[1, 2, 3]], dtype=uint8)
     """
-    out = np.empty((len(packed), cols), np.uint8)
+    out = empty((len(packed), cols), np.uint8) if out is None else out
     kernels().unpack_row(packed, bits, out)
     return out

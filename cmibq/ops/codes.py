@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, call, direct, empty_like, kernel_ready, put, view
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -57,34 +57,35 @@ def reference_fakequant_token(x: Tensor, bits: int) -> Tensor:
     return torch.round(torch.clamp(x / s, -half, half - 1)) * s + 0.0
 
 
-def _cpu(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+def _cpu(x: Tensor, scale: Tensor, zero: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(x, scale):
-        return reference(x, scale, zero, bits)
-    out = torch.empty_like(x, dtype=torch.uint8)
+        return put(reference(x, scale, zero, bits), out)
+    out = empty_like(x, torch.uint8) if out is None else out
     kernels().codes_row(view(x), view(scale), view(zero), bits, view(out))
     return out
 
 
-def _decode_cpu(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def _decode_cpu(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(scale):
-        return reference_decode(codes, scale, zero)
-    out = torch.empty_like(codes, dtype=scale.dtype)
+        return put(reference_decode(codes, scale, zero), out)
+    out = empty_like(codes, scale.dtype) if out is None else out
     kernels().decode_row(view(codes), view(scale), view(zero), view(out))
     return out
 
 
-def _token_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
+def _token_cpu(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if not kernel_ready(x):
-        return reference_token(x)
-    out, scale = _token_fake(x)
+        made, scale = reference_token(x)
+        return put(made, out), scale
+    out, scale = empty_like(x, torch.int8) if out is None else out, x.new_empty(x.shape[0])
     kernels().codes_token_s8(view(x), view(out), view(scale))
     return out, scale
 
 
-def _fakequant_token_cpu(x: Tensor, bits: int) -> Tensor:
+def _fakequant_token_cpu(x: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(x):
-        return reference_fakequant_token(x, bits)
-    out = torch.empty_like(x)
+        return put(reference_fakequant_token(x, bits), out)
+    out = empty_like(x) if out is None else out
     kernels().fakequant_token(view(x), bits, view(out))
     return out
 
@@ -122,7 +123,9 @@ torch.library.register_fake(
 torch.library.register_autograd("cmibq::fakequant_token", _straight_through, lib=LIBRARY)
 
 
-def codes(x: Tensor, scale: Tensor, zero: Tensor, *, bits: int) -> Tensor:
+def codes(
+    x: Tensor, scale: Tensor, zero: Tensor, *, bits: int, out: Tensor | None = None
+) -> Tensor:
     """Return the codes of `x` on a grid per row.
 
     Args:
@@ -131,6 +134,7 @@ def codes(x: Tensor, scale: Tensor, zero: Tensor, *, bits: int) -> Tensor:
         scale: [R], > 0, dtype of `x`.
         zero: uint8 [R], a code.
         bits: 1..8.
+        out: uint8 [R, C] to write to.
 
     Returns:
         uint8 [R, C], 0 .. 2**bits - 1. NaN becomes 0, infinity saturates.
@@ -143,17 +147,18 @@ def codes(x: Tensor, scale: Tensor, zero: Tensor, *, bits: int) -> Tensor:
         >>> codes(torch.tensor([[-9.0, 0.0, 0.3, 9.0]]), *grid, bits=3)
         tensor([[0, 2, 3, 7]], dtype=torch.uint8)
     """
-    out: Tensor = torch.ops.cmibq.codes(x, scale, zero, bits)
-    return out
+    made: Tensor = call(_cpu, torch.ops.cmibq.codes, (x, scale, zero), bits, out=out)
+    return made
 
 
-def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def decode(codes: Tensor, scale: Tensor, zero: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return the values of codes; equals `fakequant` bit for bit on codes made by `codes`.
 
     Args:
         codes: uint8 [R, C], contiguous.
         scale: [R], > 0.
         zero: uint8 [R].
+        out: [R, C] in the dtype of `scale` to write to.
 
     Returns:
         [R, C] in the dtype of `scale`: ``(codes - zero) * scale``, never -0.
@@ -166,15 +171,16 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         >>> decode(torch.tensor([[0, 2, 7]], dtype=torch.uint8), *grid)
         tensor([[-1.0000,  0.0000,  2.5000]])
     """
-    out: Tensor = torch.ops.cmibq.decode(codes, scale, zero)
-    return out
+    made: Tensor = call(_decode_cpu, torch.ops.cmibq.decode, (codes, scale, zero), out=out)
+    return made
 
 
-def codes_token(x: Tensor) -> tuple[Tensor, Tensor]:
+def codes_token(x: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return signed 8-bit codes and scales of activations, one scale per token.
 
     Args:
         x: [T, C], contiguous.
+        out: int8 [T, C] to write the codes to.
 
     Returns:
         (codes, scale): int8 [T, C] and [T] in the dtype of `x`, ``max(max|x|, 1e-5) / 127``. A
@@ -184,16 +190,20 @@ def codes_token(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> codes_token(torch.tensor([[127.0, -3.4, 0.0]]))
         (tensor([[127,  -3,   0]], dtype=torch.int8), tensor([1.]))
     """
-    out, scale = torch.ops.cmibq.codes_token(x)
-    return out, scale
+    if out is None or direct(x, out):
+        made, scale = call(_token_cpu, torch.ops.cmibq.codes_token, (x,), out=out)
+        return made, scale
+    made, scale = torch.ops.cmibq.codes_token(x)
+    return put(made, out), scale
 
 
-def fakequant_token(x: Tensor, *, bits: int) -> Tensor:
+def fakequant_token(x: Tensor, *, bits: int, out: Tensor | None = None) -> Tensor:
     """Round activations to a signed grid per token and back; the gradient is straight-through.
 
     Args:
         x: [T, C], contiguous.
         bits: 2..16.
+        out: [T, C] to write to, may be `x` itself; only where no gradient is recorded.
 
     Returns:
         [T, C] in the dtype of `x`. The grid of a token reaches its largest magnitude, so nothing
@@ -207,5 +217,7 @@ def fakequant_token(x: Tensor, *, bits: int) -> Tensor:
         >>> fakequant_token(torch.tensor([[7.0, -3.4, 0.2]]), bits=4)
         tensor([[ 7., -3.,  0.]])
     """
-    out: Tensor = torch.ops.cmibq.fakequant_token(x, bits)
-    return out
+    made: Tensor = call(
+        _fakequant_token_cpu, torch.ops.cmibq.fakequant_token, (x,), bits, out=out, grad=True
+    )
+    return made

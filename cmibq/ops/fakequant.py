@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cmibq.errors import ConfigError, check_axis
-from cmibq.ops.library import LIBRARY, direct, empty_like, kernel_ready, view, wants_grad
+from cmibq.errors import check_axis
+from cmibq.ops.library import (
+    LIBRARY,
+    call,
+    direct,
+    empty_like,
+    kernel_ready,
+    put,
+    view,
+    wants_grad,
+)
 from cmibq.runtime import kernels
 
 __all__ = ["fakequant", "reference", "reference_backward"]
@@ -52,12 +61,11 @@ def _forward_cpu(
     x: Tensor, scale: Tensor, lo: Tensor, hi: Tensor, axis: int, out: Tensor | None = None
 ) -> Tensor:
     if not kernel_ready(x, scale, lo, hi):
-        made = reference(x, scale, lo, hi, axis)
-        return made if out is None else out.copy_(made)
+        return put(reference(x, scale, lo, hi, axis), out)
     out = empty_like(x) if out is None else out
     k = kernels()
-    call = k.fakequant_col if axis else k.fakequant_row
-    call(view(x), view(scale), view(lo), view(hi), view(out))
+    kernel = k.fakequant_col if axis else k.fakequant_row
+    kernel(view(x), view(scale), view(lo), view(hi), view(out))
     return out
 
 
@@ -157,13 +165,10 @@ def fakequant(
         tensor([[0.5000, 0.5000]])
     """
     check_axis(axis)
-    record = wants_grad(x, scale)
-    if out is not None and record:
-        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
-    if direct(x, scale, lo, hi):
-        if not record:
-            return _forward_cpu(x, scale, lo, hi, axis, out)
-        made: Tensor = _Eager.apply(x, scale, lo, hi, axis)  # type: ignore[no-untyped-call]
-        return made
-    made = torch.ops.cmibq.fakequant(x, scale, lo, hi, axis)
-    return made if out is None else out.copy_(made)
+    tensors = (x, scale, lo, hi)
+    made: Tensor
+    if out is None and wants_grad(x, scale) and direct(*tensors):
+        made = _Eager.apply(*tensors, axis)  # type: ignore[no-untyped-call]
+    else:
+        made = call(_forward_cpu, torch.ops.cmibq.fakequant, tensors, axis, out=out, grad=True)
+    return made

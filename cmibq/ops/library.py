@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from cmibq import memory
+from cmibq.errors import ConfigError
 
 __all__ = [
     "LIBRARY",
+    "call",
     "direct",
     "empty",
     "empty_like",
     "kernel_ready",
+    "put",
     "torch_threads",
     "view",
     "wants_grad",
@@ -82,6 +85,40 @@ def wants_grad(*tensors: torch.Tensor) -> bool:
             if t.requires_grad:
                 return True
     return False
+
+
+def call(
+    cpu: Callable[..., Any],
+    op: Callable[..., Any],
+    tensors: tuple[torch.Tensor, ...],
+    *rest: object,
+    out: torch.Tensor | None = None,
+    grad: bool = False,
+) -> Any:
+    """Call an op: its CPU function at once where `direct` holds and no gradient is recorded.
+
+    Args:
+        cpu: its CPU function, which takes `out` last where there is one.
+        op: the registered operator, which returns a new tensor.
+        tensors: its tensor arguments.
+        rest: its other arguments.
+        out: where the result is to go.
+        grad: it has a gradient, so autograd may want to record it.
+
+    Raises:
+        ConfigError: `out` where a gradient is recorded.
+    """
+    record = grad and wants_grad(*tensors)
+    if out is not None and record:
+        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
+    if not record and direct(*tensors):
+        return cpu(*tensors, *rest) if out is None else cpu(*tensors, *rest, out)
+    return put(op(*tensors, *rest), out)
+
+
+def put(made: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """Return a result, copied to `out` if there is one."""
+    return made if out is None else out.copy_(made)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

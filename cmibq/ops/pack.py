@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, view
+from cmibq.ops.library import LIBRARY, call, empty, view
 from cmibq.runtime import kernels
 
 __all__ = ["pack", "reference", "reference_unpack", "unpack"]
@@ -34,14 +34,15 @@ def reference_unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
     return (stream.reshape(len(packed), cols, bits) << at[:bits]).sum(2).to(torch.uint8)
 
 
-def _cpu(codes: Tensor, bits: int) -> Tensor:
-    out = _fake(codes, bits)
+def _cpu(codes: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        out = empty((codes.shape[0], _bytes(codes.shape[-1], bits)), torch.uint8)
     kernels().pack_row(view(codes), bits, view(out))
     return out
 
 
-def _unpack_cpu(packed: Tensor, bits: int, cols: int) -> Tensor:
-    out = _unpack_fake(packed, bits, cols)
+def _unpack_cpu(packed: Tensor, bits: int, cols: int, out: Tensor | None = None) -> Tensor:
+    out = empty((packed.shape[0], cols), torch.uint8) if out is None else out
     kernels().unpack_row(view(packed), bits, view(out))
     return out
 
@@ -62,12 +63,13 @@ torch.library.register_fake("cmibq::pack", _fake, lib=LIBRARY)
 torch.library.register_fake("cmibq::unpack", _unpack_fake, lib=LIBRARY)
 
 
-def pack(codes: Tensor, *, bits: int) -> Tensor:
+def pack(codes: Tensor, *, bits: int, out: Tensor | None = None) -> Tensor:
     """Pack codes densely, each row padded to a byte with zero bits.
 
     Args:
         codes: uint8 [R, C], contiguous, all below ``2**bits``.
         bits: 1..8.
+        out: uint8 [R, ceil(C * bits / 8)] to write to.
 
     Returns:
         uint8 [R, ceil(C * bits / 8)]: a little-endian bit stream, least significant bit first.
@@ -79,17 +81,18 @@ def pack(codes: Tensor, *, bits: int) -> Tensor:
         >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4)
         tensor([[33,  3]], dtype=torch.uint8)
     """
-    out: Tensor = torch.ops.cmibq.pack(codes, bits)
-    return out
+    made: Tensor = call(_cpu, torch.ops.cmibq.pack, (codes,), bits, out=out)
+    return made
 
 
-def unpack(packed: Tensor, *, bits: int, cols: int) -> Tensor:
+def unpack(packed: Tensor, *, bits: int, cols: int, out: Tensor | None = None) -> Tensor:
     """Return the codes that `pack` packed.
 
     Args:
         packed: uint8 [R, ceil(cols * bits / 8)], contiguous.
         bits: 1..8.
         cols: codes per row.
+        out: uint8 [R, cols] to write to.
 
     Returns:
         uint8 [R, cols].
@@ -101,5 +104,5 @@ def unpack(packed: Tensor, *, bits: int, cols: int) -> Tensor:
         >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), bits=4, cols=3)
         tensor([[1, 2, 3]], dtype=torch.uint8)
     """
-    out: Tensor = torch.ops.cmibq.unpack(packed, bits, cols)
-    return out
+    made: Tensor = call(_unpack_cpu, torch.ops.cmibq.unpack, (packed,), bits, cols, out=out)
+    return made

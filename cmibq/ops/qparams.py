@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, call, kernel_ready, view
 from cmibq.runtime import kernels
 
 __all__ = ["grid_of_range", "qparams", "qparams_mse", "reference", "reference_mse"]
@@ -120,7 +120,7 @@ def qparams(x: Tensor, bits: int, mode: int) -> tuple[Tensor, Tensor]:
         >>> qparams(torch.tensor([[-1.0, 0.5, 2.0]]), 2, 0)
         (tensor([1.]), tensor([1], dtype=torch.uint8))
     """
-    scale, zero = torch.ops.cmibq.qparams(x, bits, mode)
+    scale, zero = call(_cpu, torch.ops.cmibq.qparams, (x,), bits, mode)
     return scale, zero
 
 
@@ -148,5 +148,6 @@ def qparams_mse(
         >>> [t.item() for t in qparams_mse(x, 2, 2, n_grid=2, max_shrink=1.0)]
         [1.0, 0, 9.0]
     """
-    scale, zero, err = torch.ops.cmibq.qparams_mse(x, bits, mode, n_grid, max_shrink)
+    op = torch.ops.cmibq.qparams_mse
+    scale, zero, err = call(_mse_cpu, op, (x,), bits, mode, n_grid, max_shrink)
     return scale, zero, err

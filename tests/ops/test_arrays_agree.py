@@ -17,6 +17,11 @@ def same(got: object, want: object) -> None:
         np.testing.assert_array_equal(a, b.numpy(), strict=True)
 
 
+def first(v: object) -> object:
+    """Return the codes of (codes, scale)."""
+    return v[0] if isinstance(v, tuple) else v
+
+
 @pytest.fixture
 def x(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(7, 40)).astype(np.float32)
@@ -80,3 +85,35 @@ def test_a_vector_is_refused_by_name(name: str) -> None:
         getattr(arrays, name)(x, *rest, **more)
     with pytest.raises(ValueError, match="has 1 dimensions, expected 2"):
         getattr(ops, name)(*map(torch.from_numpy, [x, *rest]), **more)
+
+
+def test_results_go_where_the_caller_says(x: np.ndarray) -> None:
+    scale, zero = arrays.qparams(x, 5)
+    codes = arrays.codes(x, scale, zero, bits=5)
+    packed = arrays.pack(codes, bits=5)
+    for name, args, more in (
+        ("codes", (x, scale, zero), {"bits": 5}),
+        ("decode", (codes, scale, zero), {}),
+        ("codes_token", (x,), {}),
+        ("fakequant_token", (x,), {"bits": 4}),
+        ("pack", (codes,), {"bits": 5}),
+        ("unpack", (packed,), {"bits": 5, "cols": 40}),
+    ):
+        want = first(getattr(arrays, name)(*args, **more))
+        into = np.full_like(want, 7)
+        assert first(getattr(arrays, name)(*args, **more, out=into)) is into, name
+        np.testing.assert_array_equal(into, want, err_msg=name)
+        place = torch.full(want.shape, 7, dtype=torch.from_numpy(want).dtype)
+        got = first(getattr(ops, name)(*map(torch.from_numpy, args), **more, out=place))
+        assert got is place, name
+        same(want, place)
+
+
+def test_codes_of_a_parameter_go_where_the_caller_says(x: np.ndarray) -> None:
+    weight = torch.nn.Parameter(torch.from_numpy(x))
+    scale, zero = ops.qparams(weight, 5, 2)
+    out = torch.empty(x.shape, dtype=torch.uint8)
+    ops.codes(weight, scale, zero, bits=5, out=out)
+    assert not scale.requires_grad
+    with pytest.raises(ConfigError, match="out is given where a gradient is recorded"):
+        ops.fakequant_token(weight, bits=4, out=torch.empty(x.shape))
