@@ -1,5 +1,6 @@
 # The one list of commands; CI and the README call the same words. Every word works in a fresh clone.
-#   make demo | test | lint | types | asan | bench | bench-quick | docs | format | wheel | clean | all
+#   make demo | test | lint | types | asan | parity | tsan | valgrind
+#        bench | bench-quick | docs | format | wheel | clean | all
 #   VENV=dir  another place for the environment    PYTHON=python3.12  another interpreter
 #   OUT=dir   where the demo report goes
 VENV ?= .venv
@@ -13,16 +14,16 @@ EDITABLE := $(shell test -w . && echo -e)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python3 -m pip --disable-pip-version-check install --quiet
 SOURCES := setup.py $(shell find csrc -type f)
-C_FILES := $(shell find csrc -name '*.c')
-C_STYLED := $(shell find csrc -name '*.[ch]')
+C_FILES := $(shell find csrc tests/parity -name '*.c')
+C_STYLED := $(shell find csrc tests/parity -name '*.[ch]')
 
 # NumPy's BLAS runs at half speed with these set; idle OpenMP threads must not spin on a busy machine.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: all demo test lint types asan bench bench-quick docs format wheel clean $(VENV)
+.PHONY: all demo test lint types asan parity tsan valgrind bench bench-quick docs format wheel clean $(VENV)
 .DELETE_ON_ERROR:
-all: lint types test asan demo
+all: lint types test asan parity demo
 $(VENV): $(BIN)/python
 
 # $(BIN)/python is a link to python3 that is put in place last, so it exists only when everything is
@@ -51,7 +52,7 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(C_STYLED)
-	$(BIN)/clang-tidy --quiet $(C_FILES) -- $$($(BIN)/python tests/c_flags.py)
+	$(BIN)/clang-tidy --quiet $(C_FILES) -- $$($(BIN)/python tests/c_flags.py) -Itests/parity
 
 types: $(VENV)
 	$(BIN)/mypy
@@ -68,6 +69,11 @@ asan: $(VENV)
 	tests/kernels tests/arrays tests/test_capi.py
 
 # Every axis beside its peers; minutes on an otherwise idle machine. ARGS: see benchmarks/run.py.
+# The kernels without Python: every ISA level against scalar, older CPUs and ARM emulated; the same
+# program under the thread sanitizer and under valgrind.
+parity tsan valgrind:
+	$(MAKE) --no-print-directory -f tests/parity/Makefile $(@:parity=run)
+
 bench: $(VENV)
 	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -90,4 +96,4 @@ wheel: $(VENV)
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf build dist .build-asan docs/_build cmibq/*.so
+	rm -rf build dist .build-asan .build-parity docs/_build cmibq/*.so

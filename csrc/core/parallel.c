@@ -4,8 +4,10 @@
 #define _DEFAULT_SOURCE
 #include "parallel.h"
 
-#include <omp.h>
 #include <time.h>
+#if !defined(CMIBQ_PTHREADS)
+#include <omp.h>
+#endif
 
 enum { POLL_MS = 50 };
 
@@ -52,6 +54,7 @@ typedef struct region {
     size_t n, grain;
     cq_block_fn fn;
     void *ctx;
+    atomic_size_t next; /* block, where threads count themselves */
 } region;
 
 static void run_block(const region *r, size_t block) {
@@ -59,16 +62,45 @@ static void run_block(const region *r, size_t block) {
     r->fn(r->ctx, begin, cq_min_size(r->n, begin + r->grain), block);
 }
 
-cq_status cq_parallel_rows(cq_ctx *cx, size_t n, size_t grain, cq_block_fn fn, void *ctx) {
-    const region r = {cx, n, grain, fn, ctx};
-    const ptrdiff_t blocks = (ptrdiff_t)cq_ceil_div(n, grain);
-    const int threads = blocks < cx->threads ? (int)blocks : cx->threads;
-    if (threads < 2 || omp_in_parallel() || cq_parallel_forked()) {
-        for (ptrdiff_t b = 0; b < blocks && !cq_stop(cx); b++) run_block(&r, (size_t)b);
-    } else {
+#if defined(CMIBQ_PTHREADS)
+/* Threads of its own for every region: for tools that do not know what libgomp does (thread
+ * sanitizer, valgrind) and for programs without it. */
+static void *run_blocks(void *shared) {
+    region *r = shared;
+    const size_t blocks = cq_ceil_div(r->n, r->grain);
+    for (size_t b; (b = atomic_fetch_add(&r->next, 1)) < blocks && !cq_stop(r->cx);)
+        run_block(r, b);
+    return NULL;
+}
+
+static void run_threads(region *r, int threads) {
+    enum { MOST = 64 };
+    pthread_t others[MOST];
+    int started = 0;
+    while (started < threads - 1 && started < MOST &&
+           pthread_create(&others[started], NULL, run_blocks, r) == 0)
+        started++;
+    run_blocks(r);
+    while (started) pthread_join(others[--started], NULL);
+}
+
+static int omp_in_parallel(void) { return 0; }
+#else
+static void run_threads(const region *r, int threads) {
+    const ptrdiff_t blocks = (ptrdiff_t)cq_ceil_div(r->n, r->grain);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (ptrdiff_t b = 0; b < blocks; b++)
-            if (!cq_stop(cx)) run_block(&r, (size_t)b);
-    }
+    for (ptrdiff_t b = 0; b < blocks; b++)
+        if (!cq_stop(r->cx)) run_block(r, (size_t)b);
+}
+#endif
+
+cq_status cq_parallel_rows(cq_ctx *cx, size_t n, size_t grain, cq_block_fn fn, void *ctx) {
+    region r = {.cx = cx, .n = n, .grain = grain, .fn = fn, .ctx = ctx};
+    const size_t blocks = cq_ceil_div(n, grain);
+    const int threads = blocks < (size_t)cx->threads ? (int)blocks : cx->threads;
+    if (threads < 2 || omp_in_parallel() || cq_parallel_forked())
+        for (size_t b = 0; b < blocks && !cq_stop(cx); b++) run_block(&r, b);
+    else
+        run_threads(&r, threads);
     return cq_stop(cx) ? CQ_INTERRUPTED : CQ_OK;
 }

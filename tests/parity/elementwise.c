@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fakequant, reduce, qparams, codes, pack. */
+#include "parity.h"
+
+static void fakequant(run *t, int col) {
+    float *x = nasty(t, t->R * t->C), *out = take(t, t->R * t->C * sizeof *out);
+    float *scale, *lo, *hi;
+    grids(t, col ? t->C : t->R, &scale, &lo, &hi);
+    report_status(
+        t, (col ? cq_fakequant_col : cq_fakequant_row)(t->cx, x, scale, lo, hi, out, t->R, t->C));
+    report_f32(t, out, t->R * t->C);
+}
+
+static void fakequant_row(run *t) { fakequant(t, 0); }
+static void fakequant_col(run *t) { fakequant(t, 1); }
+
+static void fakequant_bwd(run *t, int col) {
+    const size_t n = t->R * t->C, results = col ? t->C : t->R;
+    const size_t need = col ? cq_fakequant_bwd_blocks(t->R, t->C) * t->C
+                            : cq_fakequant_bwd_row_workspace(t->R, t->C);
+    float *x = nasty(t, n), *g = finite(t, n), *gx = take(t, n * sizeof *gx);
+    double *gscale = take(t, results * sizeof *gscale), *work = take(t, need * sizeof *work);
+    float *scale, *lo, *hi;
+    grids(t, results, &scale, &lo, &hi);
+    report_status(t, (col ? cq_fakequant_bwd_col : cq_fakequant_bwd_row)(
+                         t->cx, x, g, scale, lo, hi, gx, gscale, work, t->R, t->C));
+    report_f32(t, gx, n);
+    report_f64(t, gscale, results);
+}
+
+static void fakequant_bwd_row(run *t) { fakequant_bwd(t, 0); }
+static void fakequant_bwd_col(run *t) { fakequant_bwd(t, 1); }
+
+static void fakequant_token(run *t) {
+    float *x = nasty(t, t->R * t->C), *out = take(t, t->R * t->C * sizeof *out);
+    report_status(t, cq_fakequant_token(t->cx, x, 5, out, t->R, t->C));
+    report_f32(t, out, t->R * t->C);
+}
+
+static void minmax(run *t, int col, int plain) {
+    const size_t n = col ? t->C : t->R;
+    float *x = (plain ? finite : nasty)(t, t->R * t->C);
+    float *mn = take(t, n * sizeof *mn), *mx = take(t, n * sizeof *mx);
+    const cq_status status = (col ? cq_minmax_col : cq_minmax_row)(t->cx, x, mn, mx, t->R, t->C);
+    report_status(t, status);
+    if (status != CQ_OK) return;
+    report_f32(t, mn, n);
+    report_f32(t, mx, n);
+    report_status(t, (col ? cq_absmax_col : cq_absmax_row)(t->cx, x, mx, t->R, t->C));
+    report_f32(t, mx, n);
+}
+
+static void minmax_row(run *t) { minmax(t, 0, 0), minmax(t, 0, 1); }
+static void minmax_col(run *t) { minmax(t, 1, 0), minmax(t, 1, 1); }
+
+static void abssum(run *t) {
+    float *x = nasty(t, t->R * t->C), *y = finite(t, t->R * t->C);
+    double *out = take(t, (t->R + t->C) * sizeof *out), *weight = take(t, t->R * sizeof *weight);
+    for (size_t r = 0; r < t->R; r++) weight[r] = (double)(draw(t) % 4);
+    report_status(t, cq_abssum_row(t->cx, x, out, t->R, t->C));
+    report_f64(t, out, t->R);
+    report_status(t, cq_abssum_col(t->cx, y, weight, out, t->R, t->C));
+    report_f64(t, out, t->C);
+}
+
+static void qparams(run *t) {
+    float *x = finite(t, t->R * t->C), *scale = take(t, t->R * sizeof *scale);
+    uint8_t *zero = take(t, t->R);
+    double *err = take(t, t->R * sizeof *err);
+    for (int mode = 0; mode < 8; mode++) {
+        const int bits = 2 + mode % 7;
+        cq_status status = cq_qparams_row(t->cx, x, bits, mode, scale, zero, t->R, t->C);
+        report_status(t, status);
+        if (status != CQ_OK) continue;
+        report_f32(t, scale, t->R);
+        report_u8(t, zero, t->R);
+        status = cq_qparams_mse_row(t->cx, x, bits, mode, 9, 0.7, scale, zero, err, t->R, t->C);
+        report_status(t, status);
+        report_f32(t, scale, t->R);
+        report_u8(t, zero, t->R);
+        report_f64(t, err, t->R);
+    }
+}
+
+static void codes(run *t) {
+    const size_t n = t->R * t->C;
+    float *x = nasty(t, n), *value = take(t, n * sizeof *value);
+    float *scale, *lo, *hi;
+    uint8_t *zero = bytes_below(t, t->R, 4), *out = take(t, n);
+    int8_t *signs = take(t, n);
+    grids(t, t->R, &scale, &lo, &hi);
+    for (int bits = 4; bits <= 8; bits += 4) {
+        report_status(t, cq_codes_row(t->cx, x, scale, zero, bits, out, t->R, t->C));
+        report_u8(t, out, n);
+        report_status(t, cq_decode_row(t->cx, out, scale, zero, value, t->R, t->C));
+        report_f32(t, value, n);
+    }
+    report_status(t, cq_codes_token_s8(t->cx, x, signs, scale, t->R, t->C));
+    report_s8(t, signs, n);
+    report_f32(t, scale, t->R);
+}
+
+static void pack(run *t) {
+    for (int bits = 1; bits <= 8; bits++) {
+        const size_t B = cq_packed_bytes(t->C, bits);
+        uint8_t *plain = bytes_below(t, t->R * t->C, bits), *packed = take(t, t->R * B);
+        report_status(t, cq_pack_row(t->cx, plain, bits, packed, t->R, t->C));
+        report_u8(t, packed, t->R * B);
+        report_status(t, cq_unpack_row(t->cx, packed, bits, plain, t->R, t->C));
+        report_u8(t, plain, t->R * t->C);
+    }
+}
+
+const parity_case elementwise_cases[] = {
+    {"fakequant_row", fakequant_row},
+    {"fakequant_col", fakequant_col},
+    {"fakequant_bwd_row", fakequant_bwd_row},
+    {"fakequant_bwd_col", fakequant_bwd_col},
+    {"fakequant_token", fakequant_token},
+    {"minmax_row", minmax_row},
+    {"minmax_col", minmax_col},
+    {"abssum", abssum},
+    {"qparams", qparams},
+    {"codes", codes},
+    {"pack", pack},
+};
+const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;
