@@ -146,6 +146,72 @@ class Kernels:
     def qgemm_tiles_bytes(
         self, N: int, K: int, G: int, bits: int, asymmetric: int, strip_bits: _U8 | None, /
     ) -> int: ...
+    def gemm(self, a: _F32, b: _F32, out: _F32, work: _U8, /) -> None: ...
+    def gemm_workspace(self, batch: int, M: int, N: int, K: int, /) -> int: ...
+    def qlinear_f32(
+        self,
+        x: _F32,
+        act_bits: int,
+        tiles: _U8,
+        G: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        asymmetric: int,
+        bias: _F32 | None,
+        up: _F32 | None,
+        residual: _F32 | None,
+        act: int,
+        out: _F32,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def qlinear_bf16(
+        self,
+        x: _U16,
+        act_bits: int,
+        tiles: _U8,
+        G: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        asymmetric: int,
+        bias: _F32 | None,
+        up: _U16 | None,
+        residual: _U16 | None,
+        act: int,
+        out: _U16,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def qlinear_s8(
+        self,
+        x: _S8,
+        xscale: _F32,
+        tiles: _U8,
+        G: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        asymmetric: int,
+        bias: _F32 | None,
+        up: _F32 | None,
+        residual: _F32 | None,
+        act: int,
+        out: _F32,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def qlinear_workspace(
+        self,
+        M: int,
+        N: int,
+        K: int,
+        G: int,
+        bits: int,
+        strip_bits: _U8 | None,
+        act_bits: int,
+        bf16: int,
+        given_codes: int,
+        /,
+    ) -> int: ...
     def qprefill_s8(
         self,
         x: _F32 | None,

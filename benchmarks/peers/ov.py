@@ -16,8 +16,14 @@ from benchmarks.operands import ring_length
 __all__ = ["linear"]
 
 
-def _weight(n: int, k: int, bits: int, group: int, rng: np.random.Generator) -> Any:
-    """Return random codes times scales in groups, [n, k] as float32, for the compiler to fold."""
+def _weight(
+    n: int, k: int, bits: int, group: int, rng: np.random.Generator, kept: list[np.ndarray]
+) -> Any:
+    """Return random codes times scales in groups, [n, k] as float32, for the compiler to fold.
+
+    Constants only look at their arrays, so `kept` must live until the model is compiled: else the
+    next array takes the same place, and all weights of a ring are one.
+    """
     import openvino as ov
     from openvino import opset14 as op
 
@@ -25,11 +31,13 @@ def _weight(n: int, k: int, bits: int, group: int, rng: np.random.Generator) -> 
     groups = k // group
     shape = [n, groups, group] if groups > 1 else [n, k]
     raw = np.frombuffer(rng.bytes(n * k * bits // 8), np.uint8)
+    kept.append(raw)
     tensor = ov.Tensor(raw if bits == 4 else raw.view(np.int8), ov.Shape(shape), kind)
     scale = (0.01 + 0.01 * rng.random([n, groups, 1][: len(shape)], np.float32)).astype(np.float32)
     if groups == 1:
         scale = scale.reshape(n, 1)
-    codes = op.convert(op.constant(tensor, shared_memory=True), "f32")
+    kept.append(scale)
+    codes = op.convert(op.constant(tensor), "f32")
     scaled = op.multiply(codes, op.constant(scale))
     return op.reshape(scaled, np.array([n, k]), False) if groups > 1 else scaled
 
@@ -66,7 +74,8 @@ def linear(
     count = ring_length(n * k * bits // 8) if ring else 1
     rng = np.random.default_rng(0)
     inputs = [op.parameter([m, k], np.float32, name=f"x{r}") for r in range(count)]
-    products = [op.matmul(x, _weight(n, k, bits, group, rng), False, True) for x in inputs]
+    kept: list[np.ndarray] = []
+    products = [op.matmul(x, _weight(n, k, bits, group, rng, kept), False, True) for x in inputs]
     model = ov.Model([op.result(p) for p in products], inputs)
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
@@ -79,7 +88,12 @@ def linear(
     if dynamic is not None:
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = dynamic
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    kept.clear()
     x = rng.standard_normal((m, k), dtype=np.float32)
     for r in range(count):
         request.set_input_tensor(r, ov.Tensor(x, shared_memory=True))
-    return Scaled(request.infer, 1 / count)
+
+    def call(kept: np.ndarray = x) -> object:  # the request does not keep x alive
+        return request.infer()
+
+    return Scaled(call, 1 / count)

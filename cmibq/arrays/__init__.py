@@ -9,14 +9,17 @@ from __future__ import annotations
 from cmibq.arrays.alloc import project_bits, project_bits_backward, round_bits
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
+from cmibq.arrays.gemm import gemm
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
+from cmibq.arrays.race import Race, race
 from cmibq.arrays.reduce import absmax, abssum, minmax
 from cmibq.arrays.scaleloss import scaleloss
 from cmibq.arrays.search import ScaleSearch, search_scales
 
 __all__ = [
+    "Race",
     "ScaleSearch",
     "absmax",
     "abssum",
@@ -26,6 +29,7 @@ __all__ = [
     "fakequant",
     "fakequant_backward",
     "fakequant_token",
+    "gemm",
     "minmax",
     "pack",
     "project_bits",
@@ -34,6 +38,7 @@ __all__ = [
     "qgemm_s8",
     "qparams",
     "qparams_mse",
+    "race",
     "round_bits",
     "scaleloss",
     "search_scales",

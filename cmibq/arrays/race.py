@@ -6,9 +6,10 @@ numbers that move together. A race therefore judges all candidates on a few bloc
 those that cannot beat the leader by more than a tolerance, doubles the data for the rest, and goes
 on until one is left or no data is.
 
-Totals are estimated by the ratio of losses to a size that is known for every block beforehand (for
-example its summed squared input), and blocks are taken in an order that spreads any prefix evenly
-over small and large ones. Nothing is drawn at random: a race repeats bit for bit.
+Blocks are drawn in proportion to a size that is known for every block beforehand (for example its
+summed squared input), and totals are estimated by the mean of loss over size: ratios scatter far
+less than losses, and no block that could decide the race is left out for long. Draws are points of
+a low-discrepancy sequence, not random numbers: a race repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from numpy.typing import NDArray
 
 from cmibq.errors import ConfigError
 
-__all__ = ["Race", "race", "spread_order"]
+__all__ = ["Race", "drawn_blocks", "race"]
 
 F64 = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Bool = NDArray[np.bool_]
 Judge = Callable[[Ints, Ints], F64]
+LAST_ROUND = 0.6
+"""Share of the blocks from which a round takes all that are left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,24 +54,24 @@ class Race:
     separated: bool = True
 
 
-def spread_order(size: F64) -> Ints:
-    """Return an order of blocks in which every prefix is spread evenly over their sizes.
+def drawn_blocks(size: F64, count: int) -> Ints:
+    """Return the blocks met by the first `count` points of van der Corput's sequence.
 
-    Blocks are ranked by size, largest first, and visited by the bit-reversed counter (van der
-    Corput's sequence) over the ranks.
+    Blocks lie end to end on [0, 1) with lengths in proportion to their sizes, in their order, so
+    every prefix is spread evenly over the data; a large block is met several times.
 
     Example:
-        >>> spread_order(np.array([8.0, 7, 6, 5, 4, 3, 2, 1]))
-        array([0, 4, 2, 6, 1, 5, 3, 7])
+        >>> drawn_blocks(np.array([2.0, 1, 1]), 4)
+        array([0, 1, 0, 2])
     """
-    n = len(size)
-    rank = np.argsort(-np.asarray(size, np.float64), kind="stable")
-    bits = max(n - 1, 1).bit_length()
-    counter = np.arange(1 << bits)
-    place = np.zeros(1 << bits, np.intp)
+    bits = max(count - 1, 1).bit_length()
+    counter = np.arange(count)
+    point = np.zeros(count)
     for bit in range(bits):
-        place |= (counter >> bit & 1) << (bits - 1 - bit)
-    return np.asarray(rank[place[place < n]], np.intp)
+        point += (counter >> bit & 1) * 0.5 ** (bit + 1)
+    edges = np.cumsum(size)
+    met: Ints = np.searchsorted(edges, point * edges[-1], side="right")
+    return np.minimum(met, len(size) - 1)
 
 
 def _quantile(level: float, freedom: int) -> float:
@@ -79,25 +83,22 @@ def _quantile(level: float, freedom: int) -> float:
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3
 
 
-def _survivors(loss: F64, size: F64, rest: float, level: float, tolerance: float) -> NDArray:
+def _survivors(ratio: F64, unseen: float, level: float, tolerance: float) -> Bool:
     """Return which candidates may still beat the leader by more than the tolerance.
 
     Args:
-        loss: [C, n] on the blocks seen.
-        size: [n], their sizes.
-        rest: summed size of the blocks not seen.
+        ratio: [C, n], loss over size at every point drawn.
+        unseen: fraction of the summed size in blocks not seen yet.
         level: confidence of one comparison.
         tolerance: of the leader's total.
     """
-    seen, n = size.sum(), loss.shape[1]
-    total = loss.sum(1)
-    leader = int(np.argmin(total))
-    gain = loss[leader] - loss  # [C, n], > 0 where a candidate beats the leader
-    ratio = gain.sum(1) / seen
-    scatter = np.sqrt(((gain - ratio[:, None] * size) ** 2).sum(1) / (n - 1) / n) * n / seen
-    factor = _quantile(level, n - 1)
-    bound = gain.sum(1) + rest * (ratio + factor * scatter)
-    alive = np.asarray(bound > tolerance * total[leader] * (seen + rest) / seen)
+    count = ratio.shape[1]
+    mean = ratio.mean(1)
+    leader = int(np.argmin(mean))
+    gain = ratio[leader] - ratio  # [C, n], > 0 where a candidate beats the leader
+    error = gain.std(1, ddof=1) * np.sqrt(unseen / count)
+    bound = gain.mean(1) + _quantile(level, count - 1) * error
+    alive = np.asarray(bound > tolerance * mean[leader])
     alive[leader] = True
     return alive
 
@@ -121,7 +122,7 @@ def race(
             a race short; wrong ones make it long, not wrong.
         tolerance: a candidate is dropped once it cannot be better than the leader by more than this
             fraction of the leader's loss.
-        first: blocks in the first round; each round doubles them. From 4.
+        first: blocks drawn in the first round; each round doubles them. From 4.
         error: probability allowed that a candidate is dropped wrongly, over the whole race.
 
     Returns:
@@ -132,7 +133,8 @@ def race(
 
     References:
         Maron and Moore, "Hoeffding races", NIPS 1993; Mnih et al., "Empirical Bernstein stopping",
-        ICML 2008 (the paired form); Cochran, "Sampling techniques", 1977, ch. 6 (ratio estimator).
+        ICML 2008 (the paired form); Cochran, "Sampling techniques", 1977, ch. 9A (draws in
+        proportion to size).
 
     Example:
         >>> table = np.array([[3.0], [1], [2]]) * np.linspace(1, 2, 64)
@@ -141,40 +143,44 @@ def race(
         (1, array([16, 16, 16]))
     """
     _check(candidates, size, tolerance, first, error)
-    order = spread_order(size)
-    loss = np.full((candidates, len(size)), np.nan)  # columns in visiting order
-    alive, done = np.arange(candidates), 0
-    rounds = max(len(size) / first, 1)
-    level = 1 - error / (max(candidates - 1, 1) * (1 + np.log2(rounds)))
+    total = size.sum()
+    points = drawn_blocks(size, 1 << (4 * max(len(size), first) - 1).bit_length())
+    loss = np.full((candidates, len(size)), np.nan)
+    seen = np.zeros(len(size), bool)
+    alive, count = np.arange(candidates), first
+    rounds = 2 + np.log2(max(len(size) / first, 1))
+    level = 1 - error / (max(candidates - 1, 1) * rounds)
     while True:
-        until = min(len(size), max(first, 2 * done))
-        if len(size) - until < until // 2:
-            until = len(size)  # a last round that is nearly everything may as well be
-        new = judge(alive, order[done:until])
-        loss[alive, done:until] = np.where(np.isfinite(new), new, np.inf)
-        done = until
-        seen = loss[alive, :done]
-        finite = np.isfinite(seen).all(1)
-        alive, seen = (alive[finite], seen[finite]) if finite.any() else (alive[:1], seen[:1])
-        if done == len(size) or len(alive) == 1:
+        new = np.setdiff1d(points[:count], np.flatnonzero(seen))
+        if seen.sum() + len(new) > LAST_ROUND * len(size) or count >= len(points):
+            new = np.flatnonzero(~seen)  # what is nearly everything may as well be all
+        if len(new):
+            judged = judge(alive, new)
+            loss[np.ix_(alive, new)] = np.where(np.isfinite(judged), judged, np.inf)
+        seen[new] = True
+        finite = np.isfinite(loss[np.ix_(alive, np.flatnonzero(seen))]).all(1)
+        alive = alive[finite] if finite.any() else alive[:1]
+        if seen.all() or len(alive) == 1:
             break
-        sizes = size[order[:done]]
-        keep = _survivors(seen, sizes, size[order[done:]].sum(), level, tolerance)
-        alive = alive[keep]
+        ratio = loss[np.ix_(alive, points[:count])] / size[points[:count]]
+        alive = alive[_survivors(ratio, 1 - size[seen].sum() / total, level, tolerance)]
         if len(alive) == 1:
             break
-    return _result(loss, size[order], alive)
+        count *= 2
+    return _result(loss, size, points[:count], alive)
 
 
-def _result(loss: F64, size: F64, alive: Ints) -> Race:
-    judged = ~np.isnan(loss)
-    blocks = judged.sum(1)
-    share = np.where(judged, size, 0).sum(1) / size.sum()
-    with np.errstate(invalid="ignore"):
-        total = np.where(judged, loss, 0).sum(1) / share
-    total = np.where(np.isfinite(total), total, np.nan)
-    best = int(alive[np.argmin(np.where(np.isnan(total[alive]), np.inf, total[alive]))])
-    return Race(best, total, np.asarray(blocks, np.intp), alive, len(alive) == 1)
+def _result(loss: F64, size: F64, points: Ints, alive: Ints) -> Race:
+    """Estimate every candidate from the points of the rounds it was in; all blocks are exact."""
+    totals = np.empty(len(loss))
+    for c, row in enumerate(loss):
+        mine = points[~np.isnan(row[points])]  # a prefix: later rounds are NaN
+        whole = not np.isnan(row).any()
+        totals[c] = row.sum() if whole else (row[mine] / size[mine]).mean() * size.sum()
+    totals[~np.isfinite(totals)] = np.nan
+    best = int(alive[np.argmin(np.where(np.isnan(totals[alive]), np.inf, totals[alive]))])
+    blocks = np.asarray((~np.isnan(loss)).sum(1), np.intp)
+    return Race(best, totals, blocks, alive, len(alive) == 1)
 
 
 def _check(candidates: int, size: F64, tolerance: float, first: int, error: float) -> None:

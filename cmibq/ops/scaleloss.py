@@ -55,8 +55,9 @@ def _cpu(
     k, out = kernels(), token.new_empty(len(s))
     work = np.empty(k.scaleloss_workspace(len(x), len(w), w.shape[1], 1, act_bits, 0), np.uint8)
     tensors = (view(x), view(w), view(token), view(s))
-    what = (bits, group, mode, act_bits, power - 1, 0, np.zeros(1, np.int64))
-    k.scaleloss(*tensors, *what, view(out)[:, None], work)
+    first = np.zeros(1, np.int64)
+    numbers = (bits, group, mode, act_bits, power - 1, 0)
+    k.scaleloss(*tensors, *numbers, first, view(out)[:, None], work)
     return out
 
 

@@ -15,8 +15,8 @@ def search(calib: GroupCalib, cfg: SearchConfig) -> GroupResult:
     Args:
         calib: one group.
         cfg: a `loss_mode` of None is ``"mse"``, as in the paper. The default variant differs from
-            the published code in its candidates (`cmibq.arrays.search`), in grids that contain 0
-            with float16 scales, as packages store them, and in that callers leave pads out.
+            the published code in its candidates (`cmibq.arrays.candidates`), in grids that contain
+            0 with float16 scales, as packages store them, and in that callers leave pads out.
 
     Raises:
         ModelError: weights or inputs are not finite, a group size does not divide.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmibq.arrays.search import argbest, candidates, ratios
+from cmibq.arrays.candidates import argbest, candidates, ratios
 from cmibq.errors import ConfigError, ModelError
 from cmibq.ops import abssum, scaleloss
 from cmibq.quant import PerGroup, QuantSpec, RangeMode, fake_quantize_weight

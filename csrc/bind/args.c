@@ -23,6 +23,21 @@ static const char *dtype_name(int type) {
     }
 }
 
+static int refuse_strides(const char *op, const cq_arg *s, PyArrayObject *arr) {
+    const npy_intp size = PyArray_ITEMSIZE(arr);
+    int good = PyArray_ISALIGNED(arr);
+    for (int d = 0; d < PyArray_NDIM(arr); d++) {
+        const npy_intp stride = PyArray_STRIDE(arr, d);
+        if (PyArray_DIM(arr, d) > 1 && (stride < 0 || stride % size)) good = 0;
+    }
+    if (good) return 0;
+    PyErr_Format(PyExc_ValueError,
+                 "%s: %s must be aligned, with strides that are whole elements and not negative; "
+                 "pass numpy.ascontiguousarray(%s)",
+                 op, s->name, s->name);
+    return -1;
+}
+
 static int check_layout(const char *op, const cq_arg *s, PyArrayObject *arr) {
     if (PyArray_TYPE(arr) != s->type || PyArray_ISBYTESWAPPED(arr)) {
         PyErr_Format(PyExc_TypeError,
@@ -36,6 +51,7 @@ static int check_layout(const char *op, const cq_arg *s, PyArrayObject *arr) {
                      op, s->name, PyArray_NDIM(arr), (int)strlen(s->dims));
         return -1;
     }
+    if (s->flags & CQ_STRIDED) return refuse_strides(op, s, arr);
     if (!PyArray_IS_C_CONTIGUOUS(arr) || !PyArray_ISALIGNED(arr)) {
         PyErr_Format(PyExc_ValueError,
                      "%s: %s must be C-contiguous and aligned; pass "
@@ -66,6 +82,16 @@ static int bind_dims(const cq_arg *s, PyArrayObject *arr, cq_args *out, unsigned
     return 0;
 }
 
+/* Bytes from the first to the end of the last element. */
+static npy_intp extent(PyArrayObject *arr) {
+    npy_intp bytes = PyArray_ITEMSIZE(arr);
+    for (int d = 0; d < PyArray_NDIM(arr); d++) {
+        if (!PyArray_DIM(arr, d)) return 0;
+        if (PyArray_DIM(arr, d) > 1) bytes += (PyArray_DIM(arr, d) - 1) * PyArray_STRIDE(arr, d);
+    }
+    return bytes;
+}
+
 static int bind_array(const cq_arg *s, PyObject *obj, cq_args *out, size_t at, unsigned *seen,
                       span *sp) {
     if (obj == Py_None && (s->flags & CQ_OPT)) {
@@ -81,8 +107,8 @@ static int bind_array(const cq_arg *s, PyObject *obj, cq_args *out, size_t at, u
     PyArrayObject *arr = (PyArrayObject *)obj;
     if (check_layout(out->op, s, arr) < 0 || bind_dims(s, arr, out, seen) < 0) return -1;
     out->ptr[at] = PyArray_DATA(arr);
-    const char *begin = PyArray_BYTES(arr);
-    *sp = (span){s->name, begin, begin + PyArray_NBYTES(arr), s->flags};
+    out->strides[at] = PyArray_STRIDES(arr);
+    *sp = (span){s->name, PyArray_BYTES(arr), PyArray_BYTES(arr) + extent(arr), s->flags};
     return 0;
 }
 

@@ -23,6 +23,7 @@ enum {
     CQ_OUT = 1,     /* written; must not overlap any other array */
     CQ_OPT = 2,     /* None allowed: the pointer is NULL then */
     CQ_INPLACE = 4, /* an output that may be exactly one of the inputs */
+    CQ_STRIDED = 8, /* an input with any strides >= 0; their strides, in bytes, are in cq_args */
 };
 
 enum { CQ_ARG_INT = -1, CQ_ARG_DOUBLE = -2 };
@@ -41,10 +42,11 @@ typedef struct cq_arg { /* NOLINT(clang-analyzer-optin.performance.Padding): rea
 typedef struct cq_args {
     const char *op;
     cq_ctx cx;
-    void *ptr[CQ_MAX_ARGS];   /* data pointer of array arguments, NULL for None */
-    long long i[CQ_MAX_ARGS]; /* value of integer arguments */
-    double d[CQ_MAX_ARGS];    /* value of double arguments */
-    size_t dim['Z' + 1];      /* size of each dimension letter */
+    void *ptr[CQ_MAX_ARGS];               /* data pointer of array arguments, NULL for None */
+    const npy_intp *strides[CQ_MAX_ARGS]; /* in bytes, of CQ_STRIDED arguments */
+    long long i[CQ_MAX_ARGS];             /* value of integer arguments */
+    double d[CQ_MAX_ARGS];                /* value of double arguments */
+    size_t dim['Z' + 1];                  /* size of each dimension letter */
 } cq_args;
 
 typedef struct cq_kernels_object {

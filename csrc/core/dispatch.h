@@ -6,6 +6,7 @@
 #include "alloc.h"
 #include "cq.h"
 #include "fakequant.h"
+#include "gemm.h"
 #include "qgemm.h"
 #include "qprefill.h"
 

@@ -94,6 +94,59 @@ CQ_INLINE int cq_bits_of_strip(const cq_tiles *t, size_t strip) {
     return t->strip_bits ? t->strip_bits[strip] : t->bits;
 }
 
+/* Activations of the packed linear are rows of int8. A row of x quantised to int8 is one of them; a
+ * row of float32 is CQ_DIGITS, low digit first: block by block it is a number of 31 bits times a
+ * power of two (see csrc/kernels/qlinear/scalar.c). A block is at most CQ_BLOCK inputs of a group,
+ * a whole group where the activations are int8. */
+#define CQ_DIGITS ((size_t)4)
+#define CQ_BLOCK ((size_t)256)
+
+/* M rows of activations times one strip. */
+typedef struct cq_qlinear_strip {
+    const uint8_t *head; /* of the strip; the tiles follow */
+    const int8_t *x;     /* [M] (s8) or [M][CQ_DIGITS] (f32) rows of stride ldx, a multiple of
+                          * CQ_TILE; inputs past K are 0 */
+    const int32_t *xsum; /* sums of x over each block: [blocks][stride]; f32: [blocks][stride][2],
+                          * of digits 3 * 256 + 2 and of digits 1 * 256 + 0 */
+    const float *xstep;  /* f32: [blocks][stride] */
+    float *out;          /* [M][CQ_STRIP] */
+    size_t ldx, stride, M, K, G;
+    int bits, asymmetric;
+} cq_qlinear_strip;
+
+/* What happens to sums before they are written; the pointers but `out` may be NULL. `up`,
+ * `residual` and `out` are [M, N] of row stride ldo, float32 or, with bf16, bfloat16. */
+typedef enum cq_act { CQ_ACT_NONE, CQ_ACT_GELU, CQ_ACT_GELU_TANH, CQ_ACT_SILU } cq_act;
+typedef struct cq_epilogue {
+    const float *xscale; /* [M] */
+    const float *bias;   /* [N] */
+    const void *up, *residual;
+    void *out;
+    size_t ldo;
+    int act, bf16;
+} cq_epilogue;
+
+/* Which sums: rows m .. m + rows - 1, outputs n .. n + cols - 1 (at most CQ_STRIP). */
+typedef struct cq_epilogue_at {
+    size_t m, rows, n, cols;
+} cq_epilogue_at;
+
+/* Where the digits of one row of float32 go. */
+typedef struct cq_qlinear_digits {
+    int8_t *x;    /* CQ_DIGITS rows of stride ldx */
+    int32_t *sum; /* block b at 2 * b * stride: high, low */
+    float *step;  /* block b at b * stride */
+    size_t ldx, stride, K, G;
+} cq_qlinear_digits;
+
+/* Inputs of a block of a group, and blocks of a row. */
+CQ_INLINE size_t cq_block_inputs(size_t K, size_t G, int f32) {
+    return f32 ? cq_min_size(K / G, CQ_BLOCK) : K / G;
+}
+CQ_INLINE size_t cq_blocks(size_t K, size_t G, int f32) {
+    return f32 ? G * cq_ceil_div(K / G, CQ_BLOCK) : G;
+}
+
 /* Where a strip starts. */
 CQ_INLINE size_t cq_strip_offset(const cq_tiles *t, size_t strip) {
     if (!t->strip_bits) return strip * cq_strip_bytes(t->K, t->G, t->bits, t->asymmetric);

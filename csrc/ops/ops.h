@@ -5,6 +5,7 @@
 #define CQ_OPS_H
 
 #include "core/dispatch.h"
+#include "ops/gemm_plan.h"
 
 /* x, out [R, C]; scale, lo, hi [R] (row) or [C] (col). */
 cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
@@ -115,6 +116,43 @@ typedef struct cq_canonical_sizes {
 cq_canonical_sizes cq_qtile_sizes(const cq_tiles *t);
 cq_status cq_qgemm_repack(cq_ctx *cx, const cq_canonical *from, const cq_tiles *t, uint8_t *data);
 cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_out *to);
+/* c [batch, M, N] = a [batch, M, K] . b [batch, K, N]. Element (i, k) of a at a[i * rsa + k * csa],
+ * (k, j) of b at b[k * rsb + j * csb]; product i is i / inner * batch_outer + i % inner *
+ * batch_inner floats away. c is contiguous. */
+typedef struct cq_gemm_args {
+    const float *a, *b;
+    float *c;
+    size_t batch, inner, M, N, K;
+    size_t rsa, csa, rsb, csb;
+    size_t batch_outer_a, batch_inner_a, batch_outer_b, batch_inner_b;
+} cq_gemm_args;
+
+/* Bytes of `work` (only sizes and csa are read). */
+size_t cq_gemm_workspace(const cq_gemm_args *g, int threads);
+cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
+
+/* out [M, N] = epilogue(x [M, K] . w^T). x: float32, or bfloat16 where e.bf16; CODES: int8, with
+ * e.xscale. DYNAMIC makes int8 codes of every row first, as cq_codes_token_s8 does. Groups of int8
+ * have at most CQ_QGEMM_S8_GROUP inputs. `work`: cq_qlinear_workspace bytes, content free. */
+typedef enum cq_qlinear_mode {
+    CQ_QLINEAR_F32,
+    CQ_QLINEAR_DYNAMIC,
+    CQ_QLINEAR_CODES
+} cq_qlinear_mode;
+
+typedef struct cq_qlinear {
+    const void *x;
+    size_t M;
+    cq_tiles w;
+    cq_epilogue e;
+    cq_qlinear_mode mode;
+} cq_qlinear;
+
+/* max(largest magnitude, 1e-5) / 127: the scale of a row of int8 codes. */
+CQ_INLINE float cq_token_scale(float most) { return (most < 1e-5f ? 1e-5f : most) / 127.0f; }
+
+size_t cq_qlinear_workspace(const cq_qlinear *a);
+cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);
 
 /* out [M, N] = x [M, K] . w^T * xscale [M] + bias [N] (or NULL) for many rows, in 8-bit integers: of
  * x float32, which is rounded row by row as cq_codes_token_s8 does, or of its codes and scales.

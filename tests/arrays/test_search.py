@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cmibq.arrays import scaleloss, search_scales
-from cmibq.arrays.search import argbest, candidates, ratios, token_weights
+from cmibq.arrays.candidates import argbest, candidates, ratios
+from cmibq.arrays.search import token_weights
 from cmibq.errors import ConfigError, ModelError
 from tests.golden.loader import load
 

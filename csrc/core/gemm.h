@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What packers, tile kernels and drivers of matrix products agree on. An operand is cut into panels
+ * of CQ_GEMM_MR rows of A or CQ_GEMM_NR columns of B; the element of lane r and input k of a panel
+ * is panel[r * rs + k * cs]. A packed panel has rs = 1 and cs = MR or NR, on every ISA, so packers
+ * and tiles of different levels mix. Sums run over blocks of CQ_GEMM_KC inputs: one chain of FMAs
+ * per block, from +0, and the blocks are added in order. That fixes every bit of a result, whatever
+ * the tile shapes, the ISA and the thread count. */
+#ifndef CQ_GEMM_H
+#define CQ_GEMM_H
+
+#include "cq.h"
+
+#define CQ_GEMM_MR ((size_t)12)
+#define CQ_GEMM_NR ((size_t)32)
+#define CQ_GEMM_KC ((size_t)256)
+
+/* c [m, n] = or += A [m, kc] . B [kc, n], for any m and at most CQ_GEMM_NR columns. */
+typedef struct cq_gemm_f32_tile {
+    const float *a; /* element (i, k): a[i / MR * psa + i % MR * rsa + k * csa] */
+    const float *b; /* element (k, j): b[k * ldb + j]; all CQ_GEMM_NR floats of a row are read */
+    float *c;       /* [m, n], row stride ldc */
+    size_t rsa, csa, psa, ldb, ldc, m, n, kc;
+    int first; /* write c; otherwise add to it */
+} cq_gemm_f32_tile;
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gemm: the two kernels of a float matrix product (core/gemm.h has the layout).
+ *
+ * gemm_f32_pack copies `rows` <= width lanes and kc inputs of a matrix, element (r, k) at
+ * x[r * rs + k * cs], to panel[k * width + r]. Lanes past `rows` repeat the last one: they are
+ * multiplied like the others and never stored. width is a multiple of 4, rows at least 1.
+ *
+ * gemm_f32_tile: acc = +0; for k = 0 .. kc - 1: acc = fma(a[i, k], b[k, j], acc); then c = acc for
+ * the first block of inputs and c = c + acc for the others. NaN and infinity follow IEEE. `c` must
+ * not overlap a or b.
+ *
+ * Exactness: EXACT, both. Against exact arithmetic, with u = 2^-24 and B = ceil(K / KC) blocks, a
+ * sum over K inputs errs by at most (min(K, KC) + B) u / (1 - (min(K, KC) + B) u) * sum |a b|
+ * (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). */
+#include "core/dispatch.h"
+
+#include <math.h>
+
+void cq_gemm_f32_pack_scalar(const float *x, size_t rs, size_t cs, size_t rows, size_t kc,
+                             size_t width, float *panel) {
+    for (size_t k = 0; k < kc; k++)
+        for (size_t r = 0; r < width; r++)
+            panel[k * width + r] = x[(r < rows ? r : rows - 1) * rs + k * cs];
+}
+
+void cq_gemm_f32_tile_scalar(const cq_gemm_f32_tile *t) {
+    for (size_t i = 0; i < t->m; i++) {
+        const float *a = t->a + i / CQ_GEMM_MR * t->psa + i % CQ_GEMM_MR * t->rsa;
+        float *c = t->c + i * t->ldc;
+        for (size_t j = 0; j < t->n; j++) {
+            float acc = 0.0f;
+            for (size_t k = 0; k < t->kc; k++) acc = fmaf(a[k * t->csa], t->b[k * t->ldb + j], acc);
+            c[j] = t->first ? acc : c[j] + acc;
+        }
+    }
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Float products of strided matrices. Rows of A that lie together are used where they are when
+ * there are too few columns to pay for packing. */
+#include "ops.h"
+
+static cq_gemm_operand operand(const cq_gemm_matrix *m, int direct) {
+    cq_gemm_operand o = {NULL, m, m->x, 0, m->rs, m->cs, m->inner, m->batch_outer, m->batch_inner};
+    if (!direct) o.pack = cq_gemm_pack_matrix;
+    o.ps = m->width * m->rs;
+    return o;
+}
+
+/* The plan, which points into `m`. */
+static cq_gemm_plan plan(const cq_kernels *k, const cq_gemm_args *g, cq_gemm_matrix m[2]) {
+    m[0] = (cq_gemm_matrix){k,          g->a,     g->rsa,           g->csa,
+                            CQ_GEMM_MR, g->inner, g->batch_outer_a, g->batch_inner_a};
+    m[1] = (cq_gemm_matrix){k,          g->b,     g->csb,           g->rsb,
+                            CQ_GEMM_NR, g->inner, g->batch_outer_b, g->batch_inner_b};
+    const int direct = g->csa == 1 && (g->N <= 2 * CQ_GEMM_NR || g->M <= 8);
+    return (cq_gemm_plan){.batch = g->batch,
+                          .M = g->M,
+                          .N = g->N,
+                          .K = g->K,
+                          .a = operand(&m[0], direct),
+                          .b = operand(&m[1], 0),
+                          .c = g->c,
+                          .ldc = g->N,
+                          .batch_c = g->M * g->N};
+}
+
+size_t cq_gemm_workspace(const cq_gemm_args *g, int threads) {
+    cq_gemm_matrix m[2];
+    cq_gemm_args with_c = *g;
+    float some;
+    with_c.c = &some;
+    const cq_gemm_plan p = plan(NULL, &with_c, m);
+    return cq_gemm_plan_workspace(&p, threads);
+}
+
+cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work) {
+    cq_gemm_matrix m[2];
+    const cq_gemm_plan p = plan(cx->k, g, m);
+    return cq_gemm_run(cx, &p, work);
+}

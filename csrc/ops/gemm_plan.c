@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Two ways through a product. *Local*: a task is a block of c with all its inputs; it packs panels
+ * of B right before they are used, so they are in L1, and panels of A into the memory of its
+ * thread. For batches, few rows, few columns and products without c. *Shared*: one large product;
+ * for a block of inputs, all threads pack both operands once, then share out blocks of c.
+ *
+ * The sums of an element are the same either way (core/gemm.h). */
+#include "gemm_plan.h"
+
+#include "core/parallel.h"
+
+#include <stdatomic.h>
+
+enum {
+    MC = 240,           /* rows of A in L2: 240 x 256 floats are 240 KiB */
+    LOCAL_ROWS = 960,   /* rows of a local task */
+    LOCAL_COLS = 1024,  /* columns of a local task */
+    SHARED_ROWS = 1920, /* rows of A packed at a time */
+    SHARED_COLS = 2048, /* columns of B packed at a time */
+    SHARED_NC = 256     /* columns of a shared task */
+};
+
+static size_t round_up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
+
+static size_t align_floats(size_t n) { return round_up(n, 16); }
+
+/* Shape of the tasks. `rows`, `cols` of a task; `slot` floats of memory per thread. */
+typedef struct shape {
+    int shared;
+    size_t rows, cols, tasks, a_floats, b_floats, c_floats;
+} shape;
+
+static shape plan_shape(const cq_gemm_plan *p) {
+    shape s = {0};
+    const size_t kc = cq_min_size(p->K, CQ_GEMM_KC);
+    if (!p->batch || !p->M || !p->N) return s;
+    s.shared = p->batch == 1 && p->c && p->M > 8 && p->N > 4 * CQ_GEMM_NR && p->K && p->a.pack &&
+               p->b.pack;
+    if (s.shared) {
+        s.rows = cq_min_size(p->M, SHARED_ROWS);
+        s.cols = cq_min_size(p->N, SHARED_COLS);
+        s.a_floats = align_floats(round_up(s.rows, CQ_GEMM_MR) * kc);
+        s.b_floats = align_floats(round_up(s.cols, CQ_GEMM_NR) * kc);
+        return s;
+    }
+    /* Equal parts of about a million multiply-adds at least. */
+    const size_t work = p->M && p->K ? p->M * p->K : 1;
+    const size_t least = round_up(cq_ceil_div((size_t)1 << 20, work), CQ_GEMM_NR);
+    s.rows = round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, LOCAL_ROWS)), CQ_GEMM_MR);
+    s.cols = p->batch == 1 ? CQ_GEMM_NR * 4 : LOCAL_COLS;
+    s.cols = least > s.cols ? cq_min_size(least, LOCAL_COLS) : s.cols;
+    s.cols = cq_min_size(s.cols, round_up(p->N, CQ_GEMM_NR));
+    s.rows = s.rows < CQ_GEMM_MR ? CQ_GEMM_MR : s.rows;
+    if (p->batch == 1 && p->M > 2 * MC) s.rows = MC;
+    s.a_floats = p->a.pack ? align_floats(s.rows * kc) : 0;
+    s.b_floats = p->b.pack ? align_floats(CQ_GEMM_NR * kc) : 0;
+    s.c_floats = p->c ? 0 : align_floats(cq_min_size(s.rows, p->M) * s.cols);
+    s.tasks = p->batch * cq_ceil_div(p->M, s.rows) * cq_ceil_div(p->N, s.cols);
+    return s;
+}
+
+static size_t slot_floats(const shape *s) { return s->a_floats + s->b_floats + s->c_floats; }
+
+size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
+    const shape s = plan_shape(p);
+    const size_t slots = s.shared ? 1 : cq_min_size((size_t)threads, s.tasks);
+    return 64 + slots * slot_floats(&s) * sizeof(float);
+}
+
+typedef struct job {
+    cq_ctx *cx;
+    const cq_kernels *k;
+    const cq_gemm_plan *p;
+    shape s;
+    float *work;
+    size_t i0, m, j0, n, k0, kc; /* shared: the block of c and of the inputs */
+    size_t task_rows, task_cols;
+    atomic_size_t next;
+} job;
+
+static size_t offset(const cq_gemm_operand *o, size_t batch) {
+    const size_t inner = o->inner ? o->inner : 1;
+    return batch / inner * o->batch_outer + batch % inner * o->batch_inner;
+}
+
+/* Set the operands of a tile: rows from panel `pa` and columns of panel `pb` of the whole operands,
+ * or of the packed blocks where there are such. */
+static void set_a(const cq_gemm_plan *p, size_t batch, size_t pa, size_t k0, const float *packed,
+                  cq_gemm_f32_tile *t) {
+    const cq_gemm_operand *a = &p->a;
+    t->rsa = packed ? 1 : a->rs;
+    t->csa = packed ? CQ_GEMM_MR : a->cs;
+    t->psa = packed ? CQ_GEMM_MR * t->kc : a->ps;
+    t->a = packed ? packed : a->data + offset(a, batch) + pa * a->ps + k0 * a->cs;
+}
+
+static void set_b(const cq_gemm_plan *p, size_t batch, size_t pb, size_t k0, const float *packed,
+                  cq_gemm_f32_tile *t) {
+    const cq_gemm_operand *b = &p->b;
+    t->ldb = packed ? CQ_GEMM_NR : b->cs;
+    t->b = packed ? packed : b->data + offset(b, batch) + pb * b->ps + k0 * b->cs;
+}
+
+/* Multiply; on the last block of inputs hand tile by tile to the epilogue. t is set up for rows m0
+ * on and one panel of columns n0 on. */
+static void multiply(const job *j, cq_gemm_f32_tile *t, size_t batch, size_t m0, size_t n0,
+                     int last) {
+    const cq_gemm_plan *p = j->p;
+    if (!last || !p->epilogue) {
+        j->k->gemm_f32_tile(t);
+        return;
+    }
+    cq_gemm_f32_tile one = *t;
+    for (size_t i = 0; i < t->m; i += CQ_GEMM_MR, one.a += t->psa, one.c += CQ_GEMM_MR * t->ldc) {
+        one.m = cq_min_size(t->m - i, CQ_GEMM_MR);
+        j->k->gemm_f32_tile(&one);
+        p->epilogue(p->epilogue_ctx, batch, m0 + i, one.m, n0, one.n, one.c, one.ldc);
+    }
+}
+
+static void pack_panels(const cq_gemm_operand *o, size_t batch, size_t width, size_t r0, size_t r1,
+                        size_t k0, size_t kc, float *to) {
+    for (; r0 < r1; r0 += width, to += width * kc)
+        o->pack(o->ctx, batch, r0, cq_min_size(r1 - r0, width), k0, kc, to);
+}
+
+static void local_task(job *j, size_t task, float *slot) {
+    const cq_gemm_plan *p = j->p;
+    const size_t row_tasks = cq_ceil_div(p->M, j->s.rows), col_tasks = cq_ceil_div(p->N, j->s.cols);
+    const size_t batch = task / (row_tasks * col_tasks), at = task % (row_tasks * col_tasks);
+    const size_t m0 = at / col_tasks * j->s.rows, m = cq_min_size(p->M - m0, j->s.rows);
+    const size_t n0 = at % col_tasks * j->s.cols, n1 = cq_min_size(p->N, n0 + j->s.cols);
+    float *pa = p->a.pack ? slot : NULL, *pb = p->b.pack ? slot + j->s.a_floats : NULL;
+    float *scratch = slot + j->s.a_floats + j->s.b_floats;
+    cq_gemm_f32_tile t = {.m = m, .ldc = p->c ? p->ldc : n1 - n0};
+    float *c = p->c ? p->c + batch * p->batch_c + m0 * p->ldc + n0 : scratch;
+    size_t k0 = 0;
+    do { /* once for K = 0 */
+        t.kc = cq_min_size(p->K - k0, CQ_GEMM_KC);
+        t.first = k0 == 0;
+        if (pa) pack_panels(&p->a, batch, CQ_GEMM_MR, m0, m0 + m, k0, t.kc, pa);
+        set_a(p, batch, m0 / CQ_GEMM_MR, k0, pa, &t);
+        for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
+            if (cq_stop(j->cx)) return;
+            t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
+            t.c = c + (n - n0);
+            if (pb && t.kc) p->b.pack(p->b.ctx, batch, n, t.n, k0, t.kc, pb);
+            set_b(p, batch, n / CQ_GEMM_NR, k0, pb, &t);
+            multiply(j, &t, batch, m0, n, k0 + t.kc == p->K);
+        }
+        k0 += t.kc;
+    } while (k0 < p->K);
+}
+
+static void local_slot(void *ctx, size_t begin, size_t end, size_t block) {
+    job *j = ctx;
+    (void)begin, (void)end;
+    float *slot = j->work + block * slot_floats(&j->s);
+    for (size_t task; (task = atomic_fetch_add(&j->next, 1)) < j->s.tasks;)
+        local_task(j, task, slot);
+}
+
+/* Shared: panel `begin` of A or, after those, of B. */
+static void shared_pack(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const size_t pa = cq_ceil_div(j->m, CQ_GEMM_MR);
+    (void)block;
+    for (size_t i = begin; i < end; i++) {
+        const int is_a = i < pa;
+        const size_t width = is_a ? CQ_GEMM_MR : CQ_GEMM_NR, r = (is_a ? i : i - pa) * width;
+        const cq_gemm_operand *o = is_a ? &j->p->a : &j->p->b;
+        float *to = j->work + (is_a ? 0 : j->s.a_floats) + r * j->kc;
+        o->pack(o->ctx, 0, (is_a ? j->i0 : j->j0) + r, cq_min_size((is_a ? j->m : j->n) - r, width),
+                j->k0, j->kc, to);
+    }
+}
+
+static void shared_task(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const cq_gemm_plan *p = j->p;
+    const size_t cols = cq_ceil_div(j->n, j->task_cols);
+    (void)block, (void)end;
+    const size_t i = begin / cols * j->task_rows, n0 = begin % cols * j->task_cols;
+    const size_t n1 = cq_min_size(j->n, n0 + j->task_cols);
+    cq_gemm_f32_tile t = {.kc = j->kc, .ldc = p->ldc, .first = j->k0 == 0};
+    t.m = cq_min_size(j->m - i, j->task_rows);
+    set_a(p, 0, 0, 0, j->work + i * j->kc, &t);
+    for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
+        if (cq_stop(j->cx)) return;
+        t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
+        t.c = p->c + (j->i0 + i) * p->ldc + j->j0 + n;
+        set_b(p, 0, 0, 0, j->work + j->s.a_floats + n * j->kc, &t);
+        multiply(j, &t, 0, j->i0 + i, j->j0 + n, j->k0 + j->kc == p->K);
+    }
+}
+
+static cq_status run_shared(job *j) {
+    const cq_gemm_plan *p = j->p;
+    for (j->j0 = 0; j->j0 < p->N; j->j0 += j->n) {
+        j->n = cq_min_size(p->N - j->j0, j->s.cols);
+        for (j->i0 = 0; j->i0 < p->M; j->i0 += j->m) {
+            j->m = cq_min_size(p->M - j->i0, j->s.rows);
+            j->task_rows = round_up(cq_ceil_div(j->m, cq_ceil_div(j->m, MC)), CQ_GEMM_MR);
+            j->task_cols = SHARED_NC;
+            const size_t tasks = cq_ceil_div(j->m, j->task_rows) * cq_ceil_div(j->n, j->task_cols);
+            const size_t panels = cq_ceil_div(j->m, CQ_GEMM_MR) + cq_ceil_div(j->n, CQ_GEMM_NR);
+            for (j->k0 = 0; j->k0 < p->K; j->k0 += j->kc) {
+                j->kc = cq_min_size(p->K - j->k0, CQ_GEMM_KC);
+                CQ_TRY(cq_parallel_rows(j->cx, panels, 4, shared_pack, j));
+                CQ_TRY(cq_parallel_rows(j->cx, tasks, 1, shared_task, j));
+            }
+        }
+    }
+    return CQ_OK;
+}
+
+cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
+    if (!p->batch || !p->M || !p->N) return CQ_OK;
+    uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
+    job j = {.cx = cx, .k = cx->k, .p = p, .s = plan_shape(p), .work = (float *)(void *)aligned};
+    if (j.s.shared) return run_shared(&j);
+    return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, local_slot, &j);
+}
+
+void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,
+                         size_t kc, float *panel) {
+    const cq_gemm_matrix *m = ctx;
+    const size_t inner = m->inner ? m->inner : 1;
+    const float *x = m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
+    m->k->gemm_f32_pack(x + r0 * m->rs + k0 * m->cs, m->rs, m->cs, rows, kc, m->width, panel);
+}
