@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.axes import fakequant_forward
+from benchmarks.axes import fakequant_forward, scale_search
 from benchmarks.case import Case
 
 __all__ = ["AXES", "CASES", "cases"]
 
 CASES: list[Case] = [
     *fakequant_forward.CASES,
+    *scale_search.CASES,
 ]
 
 AXES = list(dict.fromkeys(case.axis for case in CASES))
