@@ -170,9 +170,6 @@ typedef struct cq_qprefill {
 
 size_t cq_qprefill_workspace(const cq_ctx *cx, size_t M, const cq_tiles *w);
 cq_status cq_qprefill_s8(cq_ctx *cx, const cq_qprefill *a, uint8_t *work);
-/* Bytes of `work` (only sizes and csa are read). */
-size_t cq_gemm_workspace(const cq_gemm_args *g, int threads);
-cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
 /* Real bits of a given mean (kernels/alloc): x, out, g, b, gx [R, C]; weight [C] or NULL. */
 cq_status cq_project_row(cq_ctx *cx, const float *x, const float *weight, double lo, double hi,
                          double target, float *out, size_t R, size_t C);
