@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Two ways through a product. *Local*: a task is a block of c with all its inputs; it packs panels
- * of B right before they are used, so they are in L1, and panels of A into the memory of its
- * thread. For batches, few rows, few columns and products without c. *Shared*: one large product;
- * for a block of inputs, all threads pack both operands once, then share out blocks of c.
- *
- * The sums of an element are the same either way (core/gemm.h). */
+/* Three ways through a product; the sums of an element are the same in all (core/gemm.h).
+ * *Rows*: an operand B that fits in L2 is packed as a whole; then 12 rows at a time are finished,
+ * for all columns and inputs, so that a large c can be streamed past the caches. For batches.
+ * *Blocks*: a task is a block of c with all its inputs; panels of B are packed right before they
+ * are used, so they are in L1. For few rows, few columns and products without c. *Shared*: one
+ * large product; for a block of inputs, all threads pack both operands once, then share out blocks
+ * of c. */
 #include "gemm_plan.h"
 
 #include "core/parallel.h"
@@ -12,50 +13,81 @@
 #include <stdatomic.h>
 
 enum {
-    MC = 240,           /* rows of A in L2: 240 x 256 floats are 240 KiB */
-    LOCAL_ROWS = 960,   /* rows of a local task */
-    LOCAL_COLS = 1024,  /* columns of a local task */
-    SHARED_ROWS = 1920, /* rows of A packed at a time */
-    SHARED_COLS = 2048, /* columns of B packed at a time */
-    SHARED_NC = 256     /* columns of a shared task */
+    MC = 240,               /* rows of A in L2: 240 x 256 floats are 240 KiB */
+    BLOCK_ROWS = 960,       /* rows of a task by blocks or rows, at most */
+    BLOCK_COLS = 1024,      /* columns of a task by blocks, at most */
+    SHARED_ROWS = 1920,     /* rows of A packed at a time */
+    SHARED_COLS = 2048,     /* columns of B packed at a time */
+    SHARED_NC = 256,        /* columns of a shared task */
+    ROWS_B_FLOATS = 1 << 17 /* largest packed B of a task by rows: 512 KiB */
 };
 
 static size_t round_up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
 
 static size_t align_floats(size_t n) { return round_up(n, 16); }
 
-/* Shape of the tasks. `rows`, `cols` of a task; `slot` floats of memory per thread. */
+typedef enum way { ROWS, BLOCKS, SHARED } way;
+
+/* Rows and columns of a task, how many tasks, and the floats that a thread (shared: the product)
+ * needs for panels of A, of B and sums. */
 typedef struct shape {
-    int shared;
+    way way;
+    int stream; /* c is written past the caches */
     size_t rows, cols, tasks, a_floats, b_floats, c_floats;
 } shape;
 
-static shape plan_shape(const cq_gemm_plan *p) {
-    shape s = {0};
+static void shape_shared(const cq_gemm_plan *p, shape *s) {
     const size_t kc = cq_min_size(p->K, CQ_GEMM_KC);
-    if (!p->batch || !p->M || !p->N) return s;
-    s.shared = p->batch == 1 && p->c && p->M > 8 && p->N > 4 * CQ_GEMM_NR && p->K && p->a.pack &&
-               p->b.pack;
-    if (s.shared) {
-        s.rows = cq_min_size(p->M, SHARED_ROWS);
-        s.cols = cq_min_size(p->N, SHARED_COLS);
-        s.a_floats = align_floats(round_up(s.rows, CQ_GEMM_MR) * kc);
-        s.b_floats = align_floats(round_up(s.cols, CQ_GEMM_NR) * kc);
-        return s;
-    }
-    /* Equal parts of about a million multiply-adds at least. */
-    const size_t work = p->M && p->K ? p->M * p->K : 1;
+    s->rows = cq_min_size(p->M, SHARED_ROWS);
+    s->cols = cq_min_size(p->N, SHARED_COLS);
+    s->a_floats = align_floats(round_up(s->rows, CQ_GEMM_MR) * kc);
+    s->b_floats = align_floats(round_up(s->cols, CQ_GEMM_NR) * kc);
+}
+
+/* Rows of a task, so that there are some for every thread. */
+static size_t task_rows(const cq_gemm_plan *p) {
+    const size_t most = p->batch < 4 && p->M > 2 * MC ? MC : BLOCK_ROWS;
+    return round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, most)), CQ_GEMM_MR);
+}
+
+static void shape_rows(const cq_gemm_plan *p, shape *s) {
+    s->rows = task_rows(p);
+    s->cols = p->N;
+    s->stream = p->c && p->ldc == p->N && p->K <= CQ_GEMM_KC / 2 &&
+                p->batch * p->M * p->N * sizeof(float) >= CQ_STREAM_BYTES;
+    s->a_floats = p->a.pack ? align_floats(CQ_GEMM_MR * p->K) : 0;
+    s->b_floats = p->b.pack ? align_floats(round_up(p->N, CQ_GEMM_NR) * p->K) : 0;
+    s->c_floats = p->c && !s->stream ? 0 : align_floats(CQ_GEMM_MR * p->N);
+}
+
+static void shape_blocks(const cq_gemm_plan *p, shape *s) {
+    const size_t kc = cq_min_size(p->K, CQ_GEMM_KC), work = p->M && p->K ? p->M * p->K : 1;
+    /* At least a million multiply-adds, if there are as many columns. */
     const size_t least = round_up(cq_ceil_div((size_t)1 << 20, work), CQ_GEMM_NR);
-    s.rows = round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, LOCAL_ROWS)), CQ_GEMM_MR);
-    s.cols = p->batch == 1 ? CQ_GEMM_NR * 4 : LOCAL_COLS;
-    s.cols = least > s.cols ? cq_min_size(least, LOCAL_COLS) : s.cols;
-    s.cols = cq_min_size(s.cols, round_up(p->N, CQ_GEMM_NR));
-    s.rows = s.rows < CQ_GEMM_MR ? CQ_GEMM_MR : s.rows;
-    if (p->batch == 1 && p->M > 2 * MC) s.rows = MC;
-    s.a_floats = p->a.pack ? align_floats(s.rows * kc) : 0;
-    s.b_floats = p->b.pack ? align_floats(CQ_GEMM_NR * kc) : 0;
-    s.c_floats = p->c ? 0 : align_floats(cq_min_size(s.rows, p->M) * s.cols);
-    s.tasks = p->batch * cq_ceil_div(p->M, s.rows) * cq_ceil_div(p->N, s.cols);
+    s->rows = task_rows(p);
+    s->cols = p->batch == 1 ? CQ_GEMM_NR * 4 : BLOCK_COLS;
+    s->cols = least > s->cols ? cq_min_size(least, BLOCK_COLS) : s->cols;
+    s->cols = cq_min_size(s->cols, round_up(p->N, CQ_GEMM_NR));
+    s->a_floats = p->a.pack ? align_floats(s->rows * kc) : 0;
+    s->b_floats = p->b.pack ? align_floats(CQ_GEMM_NR * kc) : 0;
+    s->c_floats = p->c ? 0 : align_floats(cq_min_size(s->rows, p->M) * s->cols);
+}
+
+static shape plan_shape(const cq_gemm_plan *p) {
+    shape s = {.way = BLOCKS};
+    if (!p->batch || !p->M || !p->N) return s;
+    const int both = p->a.pack && p->b.pack && p->K;
+    if (p->M > 8 && p->K && round_up(p->N, CQ_GEMM_NR) * p->K <= ROWS_B_FLOATS)
+        s.way = ROWS;
+    else if (both && p->batch == 1 && p->c && p->M > 8 && p->N > 4 * CQ_GEMM_NR)
+        s.way = SHARED;
+    if (s.way == SHARED)
+        shape_shared(p, &s);
+    else if (s.way == ROWS)
+        shape_rows(p, &s);
+    else
+        shape_blocks(p, &s);
+    if (s.way != SHARED) s.tasks = p->batch * cq_ceil_div(p->M, s.rows) * cq_ceil_div(p->N, s.cols);
     return s;
 }
 
@@ -63,7 +95,7 @@ static size_t slot_floats(const shape *s) { return s->a_floats + s->b_floats + s
 
 size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
     const shape s = plan_shape(p);
-    const size_t slots = s.shared ? 1 : cq_min_size((size_t)threads, s.tasks);
+    const size_t slots = s.way == SHARED ? 1 : cq_min_size((size_t)threads, s.tasks);
     return 64 + slots * slot_floats(&s) * sizeof(float);
 }
 
@@ -124,7 +156,39 @@ static void pack_panels(const cq_gemm_operand *o, size_t batch, size_t width, si
         o->pack(o->ctx, batch, r0, cq_min_size(r1 - r0, width), k0, kc, to);
 }
 
-static void local_task(job *j, size_t task, float *slot) {
+/* Rows m0 .. m0 + m - 1 of one product, all of B packed. */
+static void rows_task(job *j, size_t task, float *slot) {
+    const cq_gemm_plan *p = j->p;
+    const size_t row_tasks = cq_ceil_div(p->M, j->s.rows), batch = task / row_tasks;
+    const size_t m0 = task % row_tasks * j->s.rows, end = cq_min_size(p->M, m0 + j->s.rows);
+    const size_t wide = round_up(p->N, CQ_GEMM_NR);
+    float *pa = p->a.pack ? slot : NULL, *pb = p->b.pack ? slot + j->s.a_floats : NULL;
+    float *scratch = j->s.c_floats ? slot + j->s.a_floats + j->s.b_floats : NULL;
+    for (size_t k0 = 0; pb && k0 < p->K; k0 += CQ_GEMM_KC)
+        pack_panels(&p->b, batch, CQ_GEMM_NR, 0, p->N, k0, cq_min_size(p->K - k0, CQ_GEMM_KC),
+                    pb + k0 * wide);
+    for (size_t m = m0; m < end; m += CQ_GEMM_MR) {
+        if (cq_stop(j->cx)) return;
+        float *home = p->c ? p->c + batch * p->batch_c + m * p->ldc : NULL;
+        cq_gemm_f32_tile t = {.m = cq_min_size(end - m, CQ_GEMM_MR),
+                              .ldc = scratch ? p->N : p->ldc};
+        for (size_t k0 = 0; k0 < p->K; k0 += t.kc) {
+            t.kc = cq_min_size(p->K - k0, CQ_GEMM_KC);
+            t.first = k0 == 0;
+            if (pa) p->a.pack(p->a.ctx, batch, m, t.m, k0, t.kc, pa);
+            set_a(p, batch, m / CQ_GEMM_MR, k0, pa, &t);
+            for (size_t n = 0; n < p->N; n += CQ_GEMM_NR) {
+                t.n = cq_min_size(p->N - n, CQ_GEMM_NR);
+                t.c = (scratch ? scratch : home) + n;
+                set_b(p, batch, n / CQ_GEMM_NR, k0, pb ? pb + k0 * wide + n * t.kc : NULL, &t);
+                multiply(j, &t, batch, m, n, k0 + t.kc == p->K);
+            }
+        }
+        if (j->s.stream) j->k->gemm_f32_stream(scratch, home, t.m * p->N);
+    }
+}
+
+static void block_task(job *j, size_t task, float *slot) {
     const cq_gemm_plan *p = j->p;
     const size_t row_tasks = cq_ceil_div(p->M, j->s.rows), col_tasks = cq_ceil_div(p->N, j->s.cols);
     const size_t batch = task / (row_tasks * col_tasks), at = task % (row_tasks * col_tasks);
@@ -152,12 +216,12 @@ static void local_task(job *j, size_t task, float *slot) {
     } while (k0 < p->K);
 }
 
-static void local_slot(void *ctx, size_t begin, size_t end, size_t block) {
+static void run_slot(void *ctx, size_t begin, size_t end, size_t block) {
     job *j = ctx;
     (void)begin, (void)end;
     float *slot = j->work + block * slot_floats(&j->s);
     for (size_t task; (task = atomic_fetch_add(&j->next, 1)) < j->s.tasks;)
-        local_task(j, task, slot);
+        (j->s.way == ROWS ? rows_task : block_task)(j, task, slot);
 }
 
 /* Shared: panel `begin` of A or, after those, of B. */
@@ -218,8 +282,8 @@ cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
     if (!p->batch || !p->M || !p->N) return CQ_OK;
     uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
     job j = {.cx = cx, .k = cx->k, .p = p, .s = plan_shape(p), .work = (float *)(void *)aligned};
-    if (j.s.shared) return run_shared(&j);
-    return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, local_slot, &j);
+    if (j.s.way == SHARED) return run_shared(&j);
+    return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, run_slot, &j);
 }
 
 void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,

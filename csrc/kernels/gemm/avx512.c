@@ -26,11 +26,11 @@ CQ_INLINE void finish(pair v, const cq_gemm_f32_tile *t, float *c) {
     _mm512_mask_storeu_ps(c + 16, hi, v.hi);
 }
 
-/* R rows, a constant; `rs` and `cs` are constants too where the panel is packed. */
+/* R rows, a constant; the strides are constants too where the panels are packed. */
 CQ_INLINE void rows(const size_t R, const cq_gemm_f32_tile *t, const float *a, const size_t rs,
-                    const size_t cs, float *c) {
+                    const size_t cs, const size_t ldb, float *c) {
     const __m512 none = _mm512_setzero_ps();
-    const size_t ldc = t->ldc, ldb = t->ldb;
+    const size_t ldc = t->ldc;
     const float *b = t->b;
     pair c0 = {none, none}, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
     pair c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
@@ -39,6 +39,7 @@ CQ_INLINE void rows(const size_t R, const cq_gemm_f32_tile *t, const float *a, c
         __builtin_prefetch(c + r * ldc + t->n - 1, 1);
     }
     const float *a3 = a + 3 * rs, *a6 = a + 6 * rs, *a9 = a + 9 * rs;
+#pragma GCC unroll 4
     for (size_t k = t->kc; k > 0; k--) {
         const __m512 lo = _mm512_loadu_ps(b), hi = _mm512_loadu_ps(b + 16);
         multiply_add(&c0, a, lo, hi);
@@ -71,25 +72,26 @@ CQ_INLINE void rows(const size_t R, const cq_gemm_f32_tile *t, const float *a, c
 
 /* m <= 12 rows. */
 CQ_INLINE void panel(const cq_gemm_f32_tile *t, const float *a, const size_t rs, const size_t cs,
-                     size_t m, float *c) {
+                     const size_t ldb, size_t m, float *c) {
     if (m == CQ_GEMM_MR) {
-        rows(12, t, a, rs, cs, c);
+        rows(12, t, a, rs, cs, ldb, c);
         return;
     }
-    if (m >= 8) rows(8, t, a, rs, cs, c), a += 8 * rs, c += 8 * t->ldc, m -= 8;
-    if (m >= 4) rows(4, t, a, rs, cs, c), a += 4 * rs, c += 4 * t->ldc, m -= 4;
-    if (m >= 2) rows(2, t, a, rs, cs, c), a += 2 * rs, c += 2 * t->ldc, m -= 2;
-    if (m) rows(1, t, a, rs, cs, c);
+    if (m >= 8) rows(8, t, a, rs, cs, ldb, c), a += 8 * rs, c += 8 * t->ldc, m -= 8;
+    if (m >= 4) rows(4, t, a, rs, cs, ldb, c), a += 4 * rs, c += 4 * t->ldc, m -= 4;
+    if (m >= 2) rows(2, t, a, rs, cs, ldb, c), a += 2 * rs, c += 2 * t->ldc, m -= 2;
+    if (m) rows(1, t, a, rs, cs, ldb, c);
 }
 
 void cq_gemm_f32_tile_avx512(const cq_gemm_f32_tile *t) {
+    const int packed = t->rsa == 1 && t->csa == CQ_GEMM_MR && t->ldb == CQ_GEMM_NR;
     const float *a = t->a;
     for (size_t i = 0; i < t->m; i += CQ_GEMM_MR, a += t->psa) {
         const size_t m = cq_min_size(t->m - i, CQ_GEMM_MR);
-        if (t->rsa == 1 && t->csa == CQ_GEMM_MR)
-            panel(t, a, 1, CQ_GEMM_MR, m, t->c + i * t->ldc);
+        if (packed)
+            panel(t, a, 1, CQ_GEMM_MR, CQ_GEMM_NR, m, t->c + i * t->ldc);
         else
-            panel(t, a, t->rsa, t->csa, m, t->c + i * t->ldc);
+            panel(t, a, t->rsa, t->csa, t->ldb, m, t->c + i * t->ldc);
     }
 }
 
@@ -121,7 +123,12 @@ CQ_INLINE void pack_rows(const float *x, size_t rs, size_t rows_, size_t r0, siz
     const float *row[16];
     for (size_t r = 0; r < lanes; r++) row[r] = x + cq_min_size(r0 + r, rows_ - 1) * rs;
     size_t k = 0;
-    for (; k + 4 <= kc; k += 4) transpose_store(row, k, lanes, width, to + k * width);
+    for (; k + 4 <= kc; k += 4) {
+        if (k % 16 == 0) /* the next block of inputs: its packing will not wait for memory */
+            for (size_t r = 0; r < lanes; r++)
+                _mm_prefetch((const char *)(row[r] + k + CQ_GEMM_KC), _MM_HINT_T1);
+        transpose_store(row, k, lanes, width, to + k * width);
+    }
     for (; k < kc; k++)
         for (size_t r = 0; r < lanes; r++) to[k * width + r] = row[r][k];
 }
@@ -137,11 +144,23 @@ void cq_gemm_f32_pack_avx512(const float *x, size_t rs, size_t cs, size_t rows_,
             for (size_t r = 0; r < width; r += 16) {
                 const __mmask16 m = cq_tail_mask(width - r);
                 const __m512 v = _mm512_maskz_loadu_ps(m, x + k * cs + r);
+                _mm_prefetch((const char *)(x + k * cs + r + width), _MM_HINT_T1); /* next panel */
                 _mm512_mask_storeu_ps(to + k * width + r, m, v);
             }
     } else {
         cq_gemm_f32_pack_scalar(x, rs, cs, rows_, kc, width, to);
     }
+}
+
+void cq_gemm_f32_stream_avx512(const float *from, float *to, size_t n) {
+    const size_t head = cq_min_size((64 - (uintptr_t)to % 64) % 64 / sizeof(float), n);
+    const __mmask16 m = cq_tail_mask(head);
+    size_t i = head;
+    _mm512_mask_storeu_ps(to, m, _mm512_maskz_loadu_ps(m, from));
+    for (; i + 16 <= n; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+    const __mmask16 tail = cq_tail_mask(n - i);
+    _mm512_mask_storeu_ps(to + i, tail, _mm512_maskz_loadu_ps(tail, from + i));
+    _mm_sfence();
 }
 
 #include "core/isa_end.h"

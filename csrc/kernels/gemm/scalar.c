@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* gemm: the two kernels of a float matrix product (core/gemm.h has the layout).
+/* gemm: the kernels of a float matrix product (core/gemm.h has the layout).
  *
  * gemm_f32_pack copies `rows` <= width lanes and kc inputs of a matrix, element (r, k) at
  * x[r * rs + k * cs], to panel[k * width + r]. Lanes past `rows` repeat the last one: they are
@@ -9,18 +9,25 @@
  * the first block of inputs and c = c + acc for the others. NaN and infinity follow IEEE. `c` must
  * not overlap a or b.
  *
- * Exactness: EXACT, both. Against exact arithmetic, with u = 2^-24 and B = ceil(K / KC) blocks, a
+ * gemm_f32_stream copies n finished sums to where they stay, past the caches if that is faster.
+ *
+ * Exactness: EXACT, all. Against exact arithmetic, with u = 2^-24 and B = ceil(K / KC) blocks, a
  * sum over K inputs errs by at most (min(K, KC) + B) u / (1 - (min(K, KC) + B) u) * sum |a b|
  * (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). */
 #include "core/dispatch.h"
 
 #include <math.h>
+#include <string.h>
 
 void cq_gemm_f32_pack_scalar(const float *x, size_t rs, size_t cs, size_t rows, size_t kc,
                              size_t width, float *panel) {
     for (size_t k = 0; k < kc; k++)
         for (size_t r = 0; r < width; r++)
             panel[k * width + r] = x[(r < rows ? r : rows - 1) * rs + k * cs];
+}
+
+void cq_gemm_f32_stream_scalar(const float *from, float *to, size_t n) {
+    memcpy(to, from, n * sizeof *to);
 }
 
 void cq_gemm_f32_tile_scalar(const cq_gemm_f32_tile *t) {

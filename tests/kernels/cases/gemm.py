@@ -40,5 +40,6 @@ def oracle(s: Arrays) -> Arrays:
 
 CASES: dict[str, Case] = {
     "gemm_f32_pack": Case(make, run, oracle, rtol=BOUND),
+    "gemm_f32_stream": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_tile": Case(make, run, oracle, rtol=BOUND),
 }
