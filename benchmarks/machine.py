@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import probes, results
 from cmibq.runtime import isa_level, native
 
 __all__ = ["update"]
@@ -48,20 +48,31 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _rates(samples: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return the median rate of every probe per thread count, in G operations or GB per second."""
-    seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _rates(
+    samples: Iterable[tuple[int, Mapping[str, float]]], old: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return the rate of every probe per thread count, in G operations or GB per second.
+
+    Medians over the cases just measured; else what was known before; else what it is now.
+    """
+    seen: dict[tuple[str, int], list[float]] = defaultdict(list)
     for threads, rates in samples:
         for name, rate in rates.items():
-            seen[name][str(threads)].append(rate / 1e9)
-    return {
-        name: {t: round(statistics.median(v), 1) for t, v in sorted(by.items())}
-        for name, by in sorted(seen.items())
-    }
+            seen[name, threads].append(rate)
+    found: dict[str, dict[str, float]] = {}
+    for name in probes.NAMES:
+        for threads in (1, 2):
+            known = old.get(name, {}).get(str(threads))
+            if (name, threads) in seen:
+                known = statistics.median(seen[name, threads]) / 1e9
+            if known is None:
+                known = probes.measure(name, threads, 0.2) / 1e9
+            found.setdefault(name, {})[str(threads)] = round(known, 1)
+    return found
 
 
 def update(samples: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-    """Write what is known of the machine; rates of probes that were not run now stay."""
+    """Write what is known of the machine."""
     cpu, memory = Path("/proc/cpuinfo").read_text(), Path("/proc/meminfo").read_text()
     old: dict[str, Any] = {}
     if results.MACHINE.exists():
@@ -80,6 +91,6 @@ def update(samples: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         "level": isa_level(),
         "versions": _versions(),
         "unset": [n for n in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if n in os.environ],
-        "rates": old.get("rates", {}) | _rates(samples),
+        "rates": _rates(samples, old.get("rates", {})),
     }
     results.write(results.MACHINE, data)

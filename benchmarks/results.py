@@ -65,7 +65,7 @@ def problems(rows: object) -> list[str]:
     Example:
         >>> problems([{"axis": "a", "case": "x", "threads": 1, "ours": 0, "peers": {}, "limit": 1,
         ...            "note": ""}])
-        ["row 0 (a, x): ours is 0, expected a number > 0"]
+        ['row 0 (a, x): ours is 0, expected a number > 0']
     """
     if not isinstance(rows, list):
         return ["expected a list of rows"]

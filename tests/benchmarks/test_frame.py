@@ -1,12 +1,14 @@
 """The frame that measures: statistics, schema, merging, bars. No test times anything."""
 
+import doctest
 import itertools
 import json
 import time
 
 import pytest
 
-from benchmarks import bars, cases, load, measure, operands, probes, results
+from benchmarks import bars, cases, load, measure, operands, probes, results, stats, table
+from benchmarks.axes import scale_search
 from benchmarks.case import Case, Reading, Scaled
 
 ROW = {
@@ -102,7 +104,8 @@ def test_allocate_cases_have_their_own_bars(name):
     assert bars.bar_of(row(axis="allocate", case=name)).at_most is not None
 
 
-def test_every_case_has_a_bar_and_a_limit_of_known_probes():
+def test_every_case_has_a_bar_and_a_limit_of_known_probes(monkeypatch):
+    monkeypatch.setattr(scale_search, "judged", lambda loss: 1)  # else the search runs
     seen = set()
     for case in cases.CASES:
         assert (case.axis, case.name) not in seen
@@ -180,3 +183,8 @@ def test_rings_go_round():
         call()
     assert seen == [0, 1, 2, 0]
     assert operands.ring_length(100 << 20) == 3
+
+
+@pytest.mark.parametrize("module", [probes, results, stats, table], ids=lambda m: m.__name__)
+def test_examples_in_the_frame(module):
+    assert doctest.testmod(module).failed == 0
