@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.axes import fakequant_forward, scale_search
+from benchmarks.axes import call_overhead, fakequant_forward, fakequant_train, scale_search
 from benchmarks.case import Case
 
 __all__ = ["AXES", "CASES", "cases"]
 
 CASES: list[Case] = [
     *fakequant_forward.CASES,
+    *fakequant_train.CASES,
     *scale_search.CASES,
+    *call_overhead.CASES,
 ]
 
 AXES = list(dict.fromkeys(case.axis for case in CASES))
