@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fakequant, reduce, qparams, codes, pack. */
+/* fakequant, reduce, qparams, codes, pack, alloc. */
 #include "parity.h"
 
 static void fakequant(run *t, int col) {
@@ -111,17 +111,44 @@ static void pack(run *t) {
     }
 }
 
+/* Outputs of at least CQ_STREAM_BYTES are stored past the caches: for one shape of the sweep. */
+static void fakequant_large(run *t) {
+    if (t->R * t->C != 512) return;
+    t->R = 1100;
+    t->C = 1000;
+    for (int col = 0; col < 2; col++) fakequant(t, col), fakequant_bwd(t, col);
+}
+
+static void alloc(run *t) {
+    const size_t n = t->R * t->C;
+    float *x = finite(t, n), *g = finite(t, n), *out = take(t, n * sizeof *out);
+    float *weight = take(t, t->C * sizeof *weight);
+    uint8_t *bits = take(t, n);
+    for (size_t c = 0; c < t->C; c++) weight[c] = 0.25f + (float)(draw(t) % 8);
+    for (int weighted = 0; weighted < 2; weighted++) {
+        const float *w = weighted ? weight : NULL;
+        report_status(t, cq_project_row(t->cx, x, w, 2.0, 8.0, 3.7, out, t->R, t->C));
+        report_f32(t, out, n);
+        report_status(t, cq_project_bwd_row(t->cx, g, out, w, 2.0, 8.0, g, t->R, t->C));
+        report_f32(t, g, n);
+    }
+    report_status(t, cq_round_bits_row(t->cx, out, 2, 8, (int64_t)(4 * t->C), bits, t->R, t->C));
+    report_u8(t, bits, n);
+}
+
 const parity_case elementwise_cases[] = {
     {"fakequant_row", fakequant_row},
     {"fakequant_col", fakequant_col},
     {"fakequant_bwd_row", fakequant_bwd_row},
     {"fakequant_bwd_col", fakequant_bwd_col},
     {"fakequant_token", fakequant_token},
+    {"fakequant_large", fakequant_large},
     {"minmax_row", minmax_row},
     {"minmax_col", minmax_col},
     {"abssum", abssum},
     {"qparams", qparams},
     {"codes", codes},
     {"pack", pack},
+    {"alloc", alloc},
 };
 const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;

@@ -94,7 +94,9 @@ void report_status(run *t, cq_status status) { report_f64(t, &(double){(double)s
 static const parity_case *all_cases(size_t i) {
     if (i < elementwise_count) return &elementwise_cases[i];
     i -= elementwise_count;
-    return i < matrix_count ? &matrix_cases[i] : NULL;
+    if (i < matrix_count) return &matrix_cases[i];
+    i -= matrix_count;
+    return i < product_count ? &product_cases[i] : NULL;
 }
 
 static run call(const parity_case *c, const cq_kernels *k, int threads, size_t R, size_t C) {

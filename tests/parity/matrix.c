@@ -27,8 +27,7 @@ static void scaleloss_f32_act(run *t) { scaleloss(t, 8, 0, 1e-4); }
 static void scaleloss_bf16(run *t) { scaleloss(t, 0, 1, 1e-4); }
 static void scaleloss_bf16_act(run *t) { scaleloss(t, 8, 1, 1e-4); }
 
-/* A packed weight of N outputs and t->C inputs in groups of 32, or one group per row. */
-static cq_packed weight(run *t, size_t N, int bits, int symmetric) {
+cq_packed packed_weight(run *t, size_t N, int bits, int symmetric) {
     const size_t K = t->C, G = K && K % 32 == 0 ? K / 32 : 1;
     uint16_t *scale = take(t, N * G * sizeof *scale);
     for (size_t i = 0; i < N * G; i++) scale[i] = (uint16_t)(0x2000 + draw(t) % 0x1000);
@@ -43,7 +42,7 @@ static void qgemm(run *t, int integer) {
     int8_t *codes = (int8_t *)bytes_below(t, M * t->C, 8);
     float *out = take(t, M * N * sizeof *out);
     for (int bits = 2; bits <= 8; bits++) {
-        const cq_packed w = weight(t, N, bits, bits % 2);
+        const cq_packed w = packed_weight(t, N, bits, bits % 2);
         uint8_t *work = take(t, cq_qgemm_workspace(M, &w));
         report_status(t, integer ? cq_qgemm_s8(t->cx, codes, xscale, &w, bias, out, work, M)
                                  : cq_qgemm_f32(t->cx, x, &w, bias, out, work, M));
@@ -57,7 +56,7 @@ static void qgemm_s8(run *t) { qgemm(t, 1); }
 static void qtile(run *t) {
     const size_t N = 37, K = t->C;
     for (int bits = 2; bits <= 8; bits++) {
-        const cq_packed w = weight(t, N, bits, bits % 2);
+        const cq_packed w = packed_weight(t, N, bits, bits % 2);
         cq_tiles tiles = {.N = N, .K = K, .G = w.G, .bits = bits, .asymmetric = bits % 2 == 0};
         const cq_canonical_sizes size = cq_qtile_sizes(&tiles);
         uint8_t *data = take(t, size.tiles), *codes = take(t, size.codes);

@@ -30,6 +30,8 @@ extern const parity_case elementwise_cases[];
 extern const size_t elementwise_count;
 extern const parity_case matrix_cases[];
 extern const size_t matrix_count;
+extern const parity_case product_cases[];
+extern const size_t product_count;
 
 /* Aligned memory that lives as long as the call; never NULL. */
 void *take(run *t, size_t bytes);
@@ -41,6 +43,9 @@ float *nasty(run *t, size_t n);
 float *finite(run *t, size_t n);
 uint8_t *bytes_below(run *t, size_t n, int bits);
 void grids(run *t, size_t n, float **scale, float **lo, float **hi);
+
+/* A packed weight of N outputs and t->C inputs in groups of 32, or one group per row. */
+cq_packed packed_weight(run *t, size_t N, int bits, int symmetric);
 
 /* Report results; a status other than CQ_OK is a result too. */
 void report_status(run *t, cq_status status);
