@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Eight floats at a time, tails one by one with the same formulas. min/max return their second
- * operand on NaN, so NaN stays out of a range and passes a clamp. The tile kernel keeps 6 x 16 sums
- * in twelve registers and passes over each panel twice, once per half. */
+ * operand on NaN, so NaN stays out of a range and passes a clamp. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "kernels/scaleloss/scaleloss.h"
@@ -118,46 +117,11 @@ CQ_INLINE double ordered_sum(__m256 a, __m256 b, int kind) {
     return (l[0] + l[2]) + (l[1] + l[3]);
 }
 
-/* Add one half of the panel to row[r] of `rows` tokens, a constant after inlining. */
-CQ_INLINE void tile(const int rows, const float *const x[2], const float *const b[2], size_t K,
-                    int kind, double *row) {
-    __m256 e[6][2];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) e[r][0] = e[r][1] = _mm256_setzero_ps();
-    for (int part = 0; part < 2 && x[part]; part++) {
-        for (size_t k = 0; k < K; k++) {
-            const __m256 b0 = _mm256_loadu_ps(b[part] + k * CQ_PANEL);
-            const __m256 b1 = _mm256_loadu_ps(b[part] + k * CQ_PANEL + 8);
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                const __m256 v = _mm256_set1_ps(x[part][(size_t)r * K + k]);
-                e[r][0] = _mm256_fmadd_ps(v, b0, e[r][0]);
-                e[r][1] = _mm256_fmadd_ps(v, b1, e[r][1]);
-            }
-        }
+void cq_scaleloss_power_f32_avx2(const float *e, size_t m, int kind, double *row) {
+    for (size_t r = 0; r < m; r++, e += CQ_PANEL) {
+        const double first = ordered_sum(_mm256_loadu_ps(e), _mm256_loadu_ps(e + 8), kind);
+        row[r] += first + ordered_sum(_mm256_loadu_ps(e + 16), _mm256_loadu_ps(e + 24), kind);
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) row[r] += ordered_sum(e[r][0], e[r][1], kind);
-}
-
-void cq_scaleloss_tile_f32_avx2(const float *x0, const float *b0, const float *x1, const float *b1,
-                                size_t m, size_t K, int kind, double *row) {
-    double first[CQ_TILE_ROWS] = {0}, second[CQ_TILE_ROWS] = {0};
-    for (size_t half = 0; half < CQ_PANEL; half += 16) {
-        const float *const b[2] = {b0 + half, b1 ? b1 + half : NULL};
-        double *const sum = half ? second : first;
-        for (size_t r = 0; r < m;) {
-            const float *const x[2] = {x0 + r * K, x1 ? x1 + r * K : NULL};
-            if (m - r >= 6) {
-                tile(6, x, b, K, kind, sum + r);
-                r += 6;
-            } else {
-                tile(1, x, b, K, kind, sum + r);
-                r += 1;
-            }
-        }
-    }
-    for (size_t r = 0; r < m; r++) row[r] += first[r] + second[r];
 }
 
 #include "core/isa_end.h"

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sixteen floats at a time, tails by mask. min/max return their second operand on NaN, so NaN stays
- * out of a range and passes a clamp. The tile kernel keeps 12 x 32 sums in 24 registers: per k two
- * loads of the panel and twelve broadcasts feed 24 fused multiply-adds. */
+ * out of a range and passes a clamp. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "kernels/scaleloss/scaleloss.h"
@@ -77,45 +76,10 @@ CQ_INLINE double ordered_sum(__m512d lanes) {
     return cq_sum_lanes(l);
 }
 
-/* row[r] of `rows` tokens, a constant after inlining: the sums stay in registers. */
-CQ_INLINE void tile(const int rows, const float *const x[2], const float *const b[2], size_t K,
-                    int kind, double *row) {
-    __m512 e[12][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) e[r][0] = e[r][1] = _mm512_setzero_ps();
-    for (int part = 0; part < 2 && x[part]; part++) {
-        for (size_t k = 0; k < K; k++) {
-            const __m512 b0 = _mm512_loadu_ps(b[part] + k * CQ_PANEL);
-            const __m512 b1 = _mm512_loadu_ps(b[part] + k * CQ_PANEL + 16);
-#pragma GCC unroll 12
-            for (int r = 0; r < rows; r++) {
-                const __m512 v = _mm512_set1_ps(x[part][(size_t)r * K + k]);
-                e[r][0] = _mm512_fmadd_ps(v, b0, e[r][0]);
-                e[r][1] = _mm512_fmadd_ps(v, b1, e[r][1]);
-            }
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
-        row[r] += ordered_sum(powered(e[r][0], kind)) + ordered_sum(powered(e[r][1], kind));
-}
-
-void cq_scaleloss_tile_f32_avx512(const float *x0, const float *b0, const float *x1,
-                                  const float *b1, size_t m, size_t K, int kind, double *row) {
-    const float *const b[2] = {b0, b1};
-    for (size_t r = 0; r < m;) {
-        const float *const x[2] = {x0 + r * K, x1 ? x1 + r * K : NULL};
-        if (m - r >= 12) {
-            tile(12, x, b, K, kind, row + r);
-            r += 12;
-        } else if (m - r >= 4) {
-            tile(4, x, b, K, kind, row + r);
-            r += 4;
-        } else {
-            tile(1, x, b, K, kind, row + r);
-            r += 1;
-        }
-    }
+void cq_scaleloss_power_f32_avx512(const float *e, size_t m, int kind, double *row) {
+    for (size_t r = 0; r < m; r++, e += CQ_PANEL)
+        row[r] += ordered_sum(powered(_mm512_loadu_ps(e), kind)) +
+                  ordered_sum(powered(_mm512_loadu_ps(e + 16), kind));
 }
 
 #include "core/isa_end.h"

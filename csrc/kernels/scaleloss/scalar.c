@@ -6,19 +6,16 @@
  *           with activations:  err = q - v,  scaled = v          (scaled != NULL)
  *   token   v = x / s;  step = max(max|v|, 1e-5) / (2**(bits-1) - 1);
  *           hat = clamp(rint(v / step), -2**(bits-1), 2**(bits-1) - 1) * step;  err = hat - v
- *   pack    out[k][j] = rows[j][k], j < CQ_PANEL; rows from m on are zero
- *   tile    e[r][j] = sum_k x0[r][k] * b0[k][j] + sum_k x1[r][k] * b1[k][j]   (x1 may be NULL)
- *           row[r] += sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1)
+ *   power   row[r] += sum_j |e[r][j]| (kind 0) or e[r][j]**2 (kind 1), m rows of CQ_PANEL errors
  *
  * The error of a layer, e = hat(x/s).Q(w s)' - x.w', is summed as hat.(Q - v)' + (hat - x/s).v':
  * both terms are small, so nothing cancels.
  *
- * Shapes: weight takes one group of n weights and n scales; token one token of n channels; pack
- * m <= CQ_PANEL rows of n; tile m <= CQ_TILE_ROWS rows of K against packed panels [K, CQ_PANEL].
- * No aliasing. NaN or inf in x or w, and a grid whose scale overflows, give a loss that is not
- * finite.
- * Exactness: weight, token and pack are EXACT. tile is ULP: each e is one float32 chain over k
- * (error <= K * 2**-24 * sum |x b|); what follows is summed in double in one order on every ISA.
+ * Shapes: weight takes one group of n weights and n scales; token one token of n channels. The
+ * products between are gemm_f32_tile's (core/gemm.h). No aliasing. NaN or inf in x or w, and a grid
+ * whose scale overflows, give a loss that is not finite.
+ * Exactness: EXACT. Losses are summed in double in one order on every ISA. Error of a float32 sum:
+ * csrc/kernels/gemm/scalar.c.
  * Source: Lin et al., "AWQ", MLSys 2024, eq. 4; Li et al., "MBQ", CVPR 2025, eq. 8. */
 #include "kernels/scaleloss/scaleloss.h"
 
@@ -60,26 +57,6 @@ void cq_scaleloss_token_f32_scalar(const float *x, const float *s, size_t n, int
     }
 }
 
-void cq_scaleloss_pack_f32_scalar(const float *rows, size_t m, size_t n, float *out) {
-    for (size_t begin = 0; begin < n; begin += 16) {
-        const size_t end = cq_min_size(n, begin + 16);
-        for (size_t j = 0; j < CQ_PANEL; j++)
-            for (size_t k = begin; k < end; k++)
-                out[k * CQ_PANEL + j] = j < m ? rows[j * n + k] : 0.0f;
-    }
-}
-
-static void accumulate(const float *x, const float *b, size_t K, float *e) {
-    for (size_t k = 0; k < K; k++)
-        for (size_t j = 0; j < CQ_PANEL; j++) e[j] += x[k] * b[k * CQ_PANEL + j];
-}
-
-void cq_scaleloss_tile_f32_scalar(const float *x0, const float *b0, const float *x1,
-                                  const float *b1, size_t m, size_t K, int kind, double *row) {
-    for (size_t r = 0; r < m; r++) {
-        float e[CQ_PANEL] = {0};
-        accumulate(x0 + r * K, b0, K, e);
-        if (x1) accumulate(x1 + r * K, b1, K, e);
-        row[r] += cq_scaleloss_power(e, kind);
-    }
+void cq_scaleloss_power_f32_scalar(const float *e, size_t m, int kind, double *row) {
+    for (size_t r = 0; r < m; r++) row[r] += cq_scaleloss_power(e + r * CQ_PANEL, kind);
 }

@@ -4,14 +4,15 @@
 #define CQ_SCALELOSS_H
 
 #include "core/dispatch.h"
+#include "core/gemm.h"
 #include "core/grid.h"
 
 #include <math.h>
 
-#define CQ_PANEL ((size_t)32)      /* weight rows packed side by side */
-#define CQ_TILE_ROWS ((size_t)256) /* tokens per call of the tile kernel, at most */
-#define CQ_BF16_M ((size_t)16)     /* tokens of a strip, outputs of half a panel */
-#define CQ_BF16_K ((size_t)32)     /* inputs of a tile of bfloat16 */
+#define CQ_PANEL CQ_GEMM_NR            /* weight rows packed side by side */
+#define CQ_TILE_ROWS (20 * CQ_GEMM_MR) /* tokens whose errors are kept at once */
+#define CQ_BF16_M ((size_t)16)         /* tokens of a strip, outputs of half a panel */
+#define CQ_BF16_K ((size_t)32)         /* inputs of a tile of bfloat16 */
 #define CQ_BF16_TILE (CQ_BF16_M * CQ_BF16_K)
 
 /* lo and hi of weights in [mn, mx]. */
