@@ -146,7 +146,18 @@ class Kernels:
     def qgemm_tiles_bytes(
         self, N: int, K: int, G: int, bits: int, asymmetric: int, strip_bits: _U8 | None, /
     ) -> int: ...
-    def gemm(self, a: _F32, b: _F32, out: _F32, work: _U8, /) -> None: ...
+    def gemm(
+        self,
+        a: _F32,
+        b: _F32,
+        scale: float,
+        bias: _F32 | None,
+        act: int,
+        residual: _F32 | None,
+        out: _F32,
+        work: _U8,
+        /,
+    ) -> None: ...
     def gemm_workspace(self, batch: int, M: int, N: int, K: int, /) -> int: ...
     def qlinear_f32(
         self,

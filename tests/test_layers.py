@@ -13,6 +13,7 @@ LEVELS: list[set[str]] = [
     {"registry", "fileio"},
     {"_C"},
     {"runtime", "memory"},
+    {"products"},
     {"arrays", "ops"},
     {"quant"},
     {"recipe"},
@@ -29,7 +30,17 @@ LEVELS: list[set[str]] = [
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 HOSTS = {"transformers", "llava", "tinyllava", "sam2", "lmms_eval"}
 MAY_USE_HOSTS = {"models", "data", "eval", "integrations", "demo"}
-NO_TORCH = {"errors", "registry", "fileio", "runtime", "memory", "arrays", "recipe", "report"}
+NO_TORCH = {
+    "errors",
+    "registry",
+    "fileio",
+    "runtime",
+    "memory",
+    "products",
+    "arrays",
+    "recipe",
+    "report",
+}
 NO_TORCH |= {"cli"}
 FILES = sorted((ROOT / "cmibq").rglob("*.py"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cmibq.ops.alloc import project_bits, round_bits
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
+from cmibq.ops.gemm import gemm
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
 from cmibq.ops.qparams import qparams, qparams_mse
@@ -19,6 +20,7 @@ __all__ = [
     "decode",
     "fakequant",
     "fakequant_token",
+    "gemm",
     "minmax",
     "pack",
     "project_bits",

@@ -6,6 +6,10 @@
 static const cq_arg gemm[] = {
     {"a", NPY_FLOAT32, "OIMK", CQ_IN | CQ_STRIDED, 0, 0},
     {"b", NPY_FLOAT32, "OIKN", CQ_IN | CQ_STRIDED, 0, 0},
+    {"scale", CQ_ARG_DOUBLE, NULL, 0, 0, 0},
+    {"bias", NPY_FLOAT32, "N", CQ_IN | CQ_OPT, 0, 0},
+    {"act", CQ_ARG_INT, NULL, 0, CQ_ACT_NONE, CQ_ACT_SILU},
+    {"residual", NPY_FLOAT32, "OIMN", CQ_IN | CQ_OPT, 0, 0},
     {"out", NPY_FLOAT32, "OIMN", CQ_OUT, 0, 0},
     {"work", NPY_UINT8, "W", CQ_OUT, 0, 0},
 };
@@ -20,7 +24,11 @@ PyObject *cq_py_gemm(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     if (CQ_PARSE("gemm", gemm, &a) < 0) return NULL;
     const cq_gemm_args g = {.a = a.ptr[0],
                             .b = a.ptr[1],
-                            .c = a.ptr[2],
+                            .scale = (float)a.d[2],
+                            .bias = a.ptr[3],
+                            .act = (int)a.i[4],
+                            .residual = a.ptr[5],
+                            .c = a.ptr[6],
                             .batch = a.dim['O'] * a.dim['I'],
                             .inner = a.dim['I'],
                             .M = a.dim['M'],
@@ -40,7 +48,7 @@ PyObject *cq_py_gemm(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = cq_gemm(&a.cx, &g, a.ptr[3]);
+    status = cq_gemm(&a.cx, &g, a.ptr[7]);
     Py_END_ALLOW_THREADS
     return cq_done(&a, status);
 }

@@ -23,4 +23,13 @@ typedef struct cq_gemm_f32_tile {
     int first; /* write c; otherwise add to it */
 } cq_gemm_f32_tile;
 
+/* What becomes of finished sums: c = activation(c * scale + bias) + residual, each step rounded. */
+typedef struct cq_gemm_finish {
+    float scale;
+    int act;               /* a cq_act (core/qgemm.h) */
+    const float *bias;     /* [n], or NULL */
+    const float *residual; /* [m, n], row stride ldr, or NULL */
+    size_t ldr;
+} cq_gemm_finish;
+
 #endif

@@ -10,6 +10,21 @@ static cq_gemm_operand operand(const cq_gemm_matrix *m, int direct) {
     return o;
 }
 
+typedef struct finisher {
+    const cq_kernels *k;
+    const cq_gemm_args *g;
+} finisher;
+
+static void finish(const void *ctx, size_t batch, size_t m0, size_t m, size_t n0, size_t n,
+                   float *c, size_t ldc) {
+    const finisher *to = ctx;
+    const cq_gemm_args *g = to->g;
+    cq_gemm_finish f = {g->scale, g->act, g->bias, g->residual, g->N};
+    if (f.bias) f.bias += n0;
+    if (f.residual) f.residual += (batch * g->M + m0) * g->N + n0;
+    to->k->gemm_f32_finish(&f, c, ldc, m, n);
+}
+
 /* The plan, which points into `m`. */
 static cq_gemm_plan plan(const cq_kernels *k, const cq_gemm_args *g, cq_gemm_matrix m[2]) {
     m[0] = (cq_gemm_matrix){k,          g->a,     g->rsa,           g->csa,
@@ -39,6 +54,9 @@ size_t cq_gemm_workspace(const cq_gemm_args *g, int threads) {
 
 cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work) {
     cq_gemm_matrix m[2];
-    const cq_gemm_plan p = plan(cx->k, g, m);
+    cq_gemm_plan p = plan(cx->k, g, m);
+    const finisher f = {cx->k, g};
+    p.epilogue_ctx = &f;
+    if (g->scale != 1.0f || g->act || g->bias || g->residual) p.epilogue = finish;
     return cq_gemm_run(cx, &p, work);
 }

@@ -116,7 +116,8 @@ typedef struct cq_canonical_sizes {
 cq_canonical_sizes cq_qtile_sizes(const cq_tiles *t);
 cq_status cq_qgemm_repack(cq_ctx *cx, const cq_canonical *from, const cq_tiles *t, uint8_t *data);
 cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_out *to);
-/* c [batch, M, N] = a [batch, M, K] . b [batch, K, N]. Element (i, k) of a at a[i * rsa + k * csa],
+/* c [batch, M, N] = activation(a [batch, M, K] . b [batch, K, N] * scale + bias [N]) + residual
+ * [batch, M, N]; bias and residual may be NULL. Element (i, k) of a at a[i * rsa + k * csa],
  * (k, j) of b at b[k * rsb + j * csb]; product i is i / inner * batch_outer + i % inner *
  * batch_inner floats away. c is contiguous. */
 typedef struct cq_gemm_args {
@@ -125,6 +126,9 @@ typedef struct cq_gemm_args {
     size_t batch, inner, M, N, K;
     size_t rsa, csa, rsb, csb;
     size_t batch_outer_a, batch_inner_a, batch_outer_b, batch_inner_b;
+    const float *bias, *residual;
+    float scale;
+    int act;
 } cq_gemm_args;
 
 /* Bytes of `work` (only sizes and csa are read). */

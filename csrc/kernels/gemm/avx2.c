@@ -5,6 +5,8 @@
 #if CQ_X86
 #include "core/isa_begin_avx2.h"
 
+#include "kernels/gemm/finish.h"
+
 typedef struct pair { /* 16 columns of one row */
     __m256 lo, hi;
 } pair;
@@ -123,6 +125,10 @@ void cq_gemm_f32_pack_avx2(const float *x, size_t rs, size_t cs, size_t rows_, s
         for (; k < kc; k++)
             for (size_t r = 0; r < 4; r++) to[k * width + r] = row[r][k];
     }
+}
+
+void cq_gemm_f32_finish_avx2(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {
+    cq_gemm_finish_any(f, c, ldc, m, n);
 }
 
 #include "core/isa_end.h"

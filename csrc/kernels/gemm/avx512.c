@@ -6,6 +6,8 @@
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
+#include "kernels/gemm/finish.h"
+
 typedef struct pair { /* 32 columns of one row */
     __m512 lo, hi;
 } pair;
@@ -161,6 +163,10 @@ void cq_gemm_f32_stream_avx512(const float *from, float *to, size_t n) {
     const __mmask16 tail = cq_tail_mask(n - i);
     _mm512_mask_storeu_ps(to + i, tail, _mm512_maskz_loadu_ps(tail, from + i));
     _mm_sfence();
+}
+
+void cq_gemm_f32_finish_avx512(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {
+    cq_gemm_finish_any(f, c, ldc, m, n);
 }
 
 #include "core/isa_end.h"

@@ -11,10 +11,14 @@
  *
  * gemm_f32_stream copies n finished sums to where they stay, past the caches if that is faster.
  *
+ * gemm_f32_finish: c = activation(c * scale + bias[j]) + residual[i, j], every step rounded to
+ * float32; the activations are in core/activation.h. A missing step is left out.
+ *
  * Exactness: EXACT, all. Against exact arithmetic, with u = 2^-24 and B = ceil(K / KC) blocks, a
  * sum over K inputs errs by at most (min(K, KC) + B) u / (1 - (min(K, KC) + B) u) * sum |a b|
  * (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). */
 #include "core/dispatch.h"
+#include "kernels/gemm/finish.h"
 
 #include <math.h>
 #include <string.h>
@@ -40,4 +44,8 @@ void cq_gemm_f32_tile_scalar(const cq_gemm_f32_tile *t) {
             c[j] = t->first ? acc : c[j] + acc;
         }
     }
+}
+
+void cq_gemm_f32_finish_scalar(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {
+    cq_gemm_finish_any(f, c, ldc, m, n);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tests.kernels.cases.base import Arrays, Case
@@ -18,27 +20,49 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
         "b": rng.normal(size=(cols, N)).astype(np.float32),
         "at": rng.normal(size=(cols, rows)).astype(np.float32),
         "bt": rng.normal(size=(2, N, cols)).astype(np.float32),
+        "bias": rng.normal(size=N).astype(np.float32),
+        "more": rng.normal(size=(1, 1, rows, N)).astype(np.float32),
     }
 
 
 def run(k: object, s: Arrays) -> Arrays:
     rows, cols = s["a"].shape
-    out = {key: np.full((1, n, rows, N), 77, np.float32) for key, n in (("nn", 1), ("tt", 2))}
+    out = {"tt": np.full((1, 2, rows, N), 77, np.float32)}
     work = np.full(k.gemm_workspace(1, rows, N, cols), 255, np.uint8)
-    k.gemm(s["a"][None, None], s["b"][None, None], out["nn"], work)
+    for act in range(4):
+        out[f"nn{act}"] = np.full((1, 1, rows, N), 77, np.float32)
+        more = s["more"] if act % 2 else None
+        args = (s["a"][None, None], s["b"][None, None], 0.25, s["bias"], act, more)
+        k.gemm(*args, out[f"nn{act}"], work)
     work = np.full(k.gemm_workspace(2, rows, N, cols), 255, np.uint8)
     at = np.broadcast_to(s["at"].T, (1, 2, rows, cols))
-    k.gemm(at, s["bt"].swapaxes(-1, -2)[None], out["tt"], work)
+    k.gemm(at, s["bt"].swapaxes(-1, -2)[None], 1.0, None, 0, None, out["tt"], work)
     return out
+
+
+def activate(z: np.ndarray, act: int) -> np.ndarray:
+    """Return an activation in float64."""
+    if act == 0:
+        return z
+    if act == 1:
+        return z / 2 * (1 + np.vectorize(math.erf, [np.float64])(z / 2**0.5))
+    if act == 2:
+        return z / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3)))
+    return z / (1 + np.exp(-z))
 
 
 def oracle(s: Arrays) -> Arrays:
     double = {key: x.astype(np.float64) for key, x in s.items()}
-    tt = double["at"].T @ double["bt"].swapaxes(-1, -2)
-    return {"nn": (double["a"] @ double["b"])[None, None], "tt": tt[None]}
+    out = {"tt": (double["at"].T @ double["bt"].swapaxes(-1, -2))[None]}
+    z = double["a"] @ double["b"] / 4 + double["bias"]
+    for act in range(4):
+        out[f"nn{act}"] = activate(z, act) + (double["more"] if act % 2 else 0)
+        out[f"nn{act}"] = out[f"nn{act}"].reshape(1, 1, *z.shape)
+    return out
 
 
 CASES: dict[str, Case] = {
+    "gemm_f32_finish": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_pack": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_stream": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_tile": Case(make, run, oracle, rtol=BOUND),
