@@ -93,7 +93,7 @@ def multiply(
             raise ValueError(f"gemm: {name} has shape {x.shape}, expected {shape}")
     batch = shape[:-2]
     core = kernels()
-    size = core.gemm_workspace(math.prod(batch), *shape[-2:], a.shape[-1])
+    size = core.gemm_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1])
     more = None if residual is None else _four(residual, batch)
     work = memory.empty(size, np.uint8)
     core.gemm(_four(a, batch), _four(b, batch), scale, bias, act, more, _four(out, batch), work)

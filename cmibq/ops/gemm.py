@@ -84,8 +84,10 @@ def _through(ctx: Any, g: Tensor) -> Tensor:
         return g
     z = torch.ops.cmibq.gemm(a, b, bias, None, ctx.scale, 0)
     if ctx.act == 3:
-        return torch.ops.aten.silu_backward(g, z)
-    return torch.ops.aten.gelu_backward(g, z, approximate="none" if ctx.act == 1 else "tanh")
+        made: Tensor = torch.ops.aten.silu_backward(g, z)
+        return made
+    made = torch.ops.aten.gelu_backward(g, z, approximate="none" if ctx.act == 1 else "tanh")
+    return made
 
 
 def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
