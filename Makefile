@@ -69,16 +69,18 @@ asan: $(VENV)
 	tests/kernels tests/arrays tests/test_capi.py
 
 # Every axis beside its peers; minutes on an otherwise idle machine. ARGS: see benchmarks/run.py.
-# The kernels without Python: every ISA level against scalar, older CPUs and ARM emulated; the same
-# program under the thread sanitizer and under valgrind.
-parity tsan valgrind:
-	$(MAKE) --no-print-directory -f tests/parity/Makefile $(@:parity=run)
-
-bench: $(VENV)
+$(VENV)/.bench: $(VENV)/.installed
 	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
+	touch $@
+
+bench: $(VENV) $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
 	$(MAKE) bench-docs
 	$(BIN)/python benchmarks/check.py
+
+bench-quick: $(VENV) $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py --quick $(ARGS)
+	$(BIN)/python benchmarks/check.py benchmarks/results-quick.json
 
 # The table and the pictures of docs/performance.md, and the README's line, from the results.
 bench-docs: $(VENV)
