@@ -66,7 +66,7 @@ asan: $(VENV)
 	PYTHONPATH=.build-asan/lib:. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q --capture=sys -o pythonpath= -m "not slow" \
-	tests/kernels tests/arrays tests/test_capi.py
+	tests/kernels tests/arrays tests/test_capi.py tests/test_interrupt.py tests/test_nomemory.py
 
 # Every axis beside its peers; minutes on an otherwise idle machine. ARGS: see benchmarks/run.py.
 $(VENV)/.bench: $(VENV)/.installed
