@@ -8,8 +8,6 @@
 #if CQ_X86
 #include "core/isa_begin_avx512amx.h"
 
-#include "kernels/qprefill/panel_avx512.h"
-
 enum { STEP = 1024, DOTS = 1024 };
 
 typedef struct tile_config {
@@ -196,12 +194,6 @@ void cq_qprefill_block_avx512amx(const cq_qprefill_block *b) {
         blocks(b, 3);
     _tile_release();
 }
-
-void cq_qprefill_row_avx512amx(const int8_t *x, size_t groups, size_t group, uint8_t *to) {
-    cq_qprefill_row_bytes(x, groups, group, 0, to);
-}
-
-void cq_qprefill_panel_avx512amx(const cq_qprefill_strip *s) { cq_qprefill_panel_all(s, 0); }
 
 #include "core/isa_end.h"
 #endif
