@@ -223,32 +223,6 @@ class Kernels:
         given_codes: int,
         /,
     ) -> int: ...
-    def qprefill_s8(
-        self,
-        x: _F32 | None,
-        codes: _S8 | None,
-        xscale: _F32 | None,
-        tiles: _U8,
-        G: int,
-        bits: int,
-        asymmetric: int,
-        strip_bits: _U8 | None,
-        bias: _F32 | None,
-        out: _F32,
-        work: _U8,
-        /,
-    ) -> None: ...
-    def qprefill_workspace(
-        self,
-        M: int,
-        N: int,
-        K: int,
-        G: int,
-        bits: int,
-        asymmetric: int,
-        strip_bits: _U8 | None,
-        /,
-    ) -> int: ...
     def project_row(
         self, x: _F32, weight: _F32 | None, lo: float, hi: float, target: float, out: _F32, /
     ) -> None: ...

@@ -37,7 +37,7 @@ static PyObject *run(cq_args *a, size_t first, cq_qlinear_mode mode, int bf16) {
     if (cq_expect_size(a, "tiles", a->dim['T'], cq_qtile_sizes(&q.w).tiles,
                        "bytes = qgemm_tiles_bytes(...)") < 0)
         return NULL;
-    const size_t need = cq_qlinear_workspace(&q);
+    const size_t need = cq_qlinear_workspace(&a->cx, &q);
     if (a->dim['W'] < need) { /* more is welcome: callers keep one for several layers */
         cq_expect_size(a, "work", a->dim['W'], need, "bytes, at least, = qlinear_workspace(...)");
         return NULL;
@@ -107,5 +107,5 @@ PyObject *cq_py_qlinear_workspace(PyObject *self, PyObject *const *args, Py_ssiz
                      .G = (size_t)a.i[3],
                      .bits = (int)a.i[4]};
     if (cq_check_tiles(&a, &q.w, a.dim['S'], SIZE_MAX) < 0) return NULL;
-    return PyLong_FromSize_t(cq_qlinear_workspace(&q));
+    return PyLong_FromSize_t(cq_qlinear_workspace(&a.cx, &q));
 }

@@ -46,13 +46,4 @@ typedef struct cq_qprefill_block {
     int begin, end; /* of a group that takes several chunks: from 0 or part, to acc or part */
 } cq_qprefill_block;
 
-/* Blocks to rows of the result. */
-typedef struct cq_qprefill_rows {
-    const float *acc;    /* [ceil(rows / 32)][ldb] blocks */
-    const float *xscale; /* [rows] */
-    const float *bias;   /* [cols], or NULL */
-    float *out;          /* [rows, cols], row stride ldo */
-    size_t ldb, ldo, rows, cols;
-} cq_qprefill_rows;
-
 #endif

@@ -155,25 +155,14 @@ typedef struct cq_qlinear {
 /* max(largest magnitude, 1e-5) / 127: the scale of a row of int8 codes. */
 CQ_INLINE float cq_token_scale(float most) { return (most < 1e-5f ? 1e-5f : most) / 127.0f; }
 
-size_t cq_qlinear_workspace(const cq_qlinear *a);
+size_t cq_qlinear_workspace(const cq_ctx *cx, const cq_qlinear *a);
 cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);
 
-/* out [M, N] = x [M, K] . w^T * xscale [M] + bias [N] (or NULL) for many rows, in 8-bit integers: of
- * x float32, which is rounded row by row as cq_codes_token_s8 does, or of its codes and scales.
- * Groups of up to CQ_QGEMM_S8_GROUP inputs. `work`: cq_qprefill_workspace bytes, content free; a
- * part of it for each thread. */
-typedef struct cq_qprefill {
-    const float *x;      /* [M, K], or NULL: */
-    const int8_t *codes; /* [M, K], and xscale */
-    const float *xscale;
-    const cq_tiles *w;
-    const float *bias;
-    float *out;
-    size_t M;
-} cq_qprefill;
+/* The same for many rows in int8 (modes DYNAMIC and CODES): cq_qlinear_run calls it. */
+int cq_qprefill_fits(const cq_qlinear *a);
+size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a);
+cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);
 
-size_t cq_qprefill_workspace(const cq_ctx *cx, size_t M, const cq_tiles *w);
-cq_status cq_qprefill_s8(cq_ctx *cx, const cq_qprefill *a, uint8_t *work);
 /* Real bits of a given mean (kernels/alloc): x, out, g, b, gx [R, C]; weight [C] or NULL. */
 cq_status cq_project_row(cq_ctx *cx, const float *x, const float *weight, double lo, double hi,
                          double target, float *out, size_t R, size_t C);

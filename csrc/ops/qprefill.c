@@ -10,7 +10,14 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { MAX_ROWS = 512, MAX_COLS = 256, MIN_COLS = 64, ENOUGH_TASKS = 8, MAX_SLOTS = 256 };
+enum {
+    MAX_ROWS = 512,
+    MAX_COLS = 256,
+    MIN_COLS = 64,
+    MIN_ROWS = 32,
+    ENOUGH_TASKS = 8,
+    MAX_SLOTS = 256
+};
 enum { CHUNK_STEPS = 8, SPLIT_STEPS = 16 }; /* steps of a chunk; of a group longer than a chunk */
 
 /* How a product is cut, and the offsets in `work`, in a slot, of what is kept there. */
@@ -26,7 +33,8 @@ typedef struct plan {
 typedef struct job {
     cq_ctx *cx;
     const cq_kernels *k;
-    const cq_qprefill *a;
+    const cq_qlinear *a;
+    cq_epilogue e;
     plan p;
     uint8_t *work;
     atomic_uchar busy[MAX_SLOTS];
@@ -37,9 +45,9 @@ static size_t up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
 /* Whether a strip's levels do not fit a byte: its panel is code - 128. */
 static int off_centre(const cq_tiles *w, int bits) { return bits == 8 && w->asymmetric; }
 
-static int any_off_centre(const cq_tiles *w) {
+static int any_bytes(const cq_tiles *w) {
     for (size_t i = 0; i < cq_strips(w->N); i++)
-        if (off_centre(w, cq_bits_of_strip(w, i))) return 1;
+        if (cq_bits_of_strip(w, i) == 8) return 1;
     return 0;
 }
 
@@ -51,10 +59,12 @@ static void plan_slot(plan *p) {
     p->grids = p->panel + p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
     const size_t groups = p->chunk_groups ? p->chunk_groups : 1;
     p->line = p->grids + 3 * up(groups * p->cols * sizeof(float), 64);
-    p->slot = p->line + up(p->groups * p->group, 64);
+    p->slot = p->line + up(p->groups * p->group, 64) * (1 + sizeof(float));
 }
 
-static plan make_plan(const cq_ctx *cx, size_t M, const cq_tiles *w) {
+static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
+    const cq_tiles *w = &a->w;
+    const size_t M = a->M;
     plan p = {.groups = w->G, .group = w->K / w->G};
     p.row_tasks = cq_ceil_div(M, MAX_ROWS);
     p.rows = p.row_tasks ? up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
@@ -70,14 +80,18 @@ static plan make_plan(const cq_ctx *cx, size_t M, const cq_tiles *w) {
     const size_t M32 = p.row_tasks * p.rows;
     p.xscale = M32 * p.total * CQ_TILE;
     p.xsum = p.xscale + up(M32 * sizeof(float), 64);
-    p.slots = p.xsum + (any_off_centre(w) ? up(M32 * p.groups * sizeof(int32_t), 64) : 0);
+    p.slots = p.xsum + (any_bytes(w) ? up(M32 * p.groups * sizeof(int32_t), 64) : 0);
     p.slot_count = (size_t)(cx->threads < MAX_SLOTS ? cx->threads : MAX_SLOTS);
     p.bytes = 64 + p.slots + p.slot_count * p.slot;
     return p;
 }
 
-size_t cq_qprefill_workspace(const cq_ctx *cx, size_t M, const cq_tiles *w) {
-    return make_plan(cx, M, w).bytes;
+int cq_qprefill_fits(const cq_qlinear *a) {
+    return a->M >= MIN_ROWS && a->mode != CQ_QLINEAR_F32 && a->w.K;
+}
+
+size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a) {
+    return make_plan(cx, a).bytes;
 }
 
 /* There are as many slots as threads, so one is free. */
@@ -90,19 +104,21 @@ static void free_slot(job *j, size_t i) {
     atomic_store_explicit(&j->busy[i], 0, memory_order_release);
 }
 
-/* Row m of x as bytes: given, or made of floats as cq_codes_token_s8 makes them. */
+/* Row m of x as bytes: given, or made as cq_codes_token_s8 makes them. */
 static const int8_t *line_of(const job *j, size_t m, int8_t *line) {
-    const cq_qprefill *a = j->a;
-    float *xscale = (float *)(void *)(j->work + j->p.xscale) + m;
-    const size_t K = a->w->K;
-    if (a->codes) {
-        *xscale = a->xscale[m];
-        return a->codes + m * K;
+    const size_t K = j->a->w.K;
+    if (j->a->mode == CQ_QLINEAR_CODES) return (const int8_t *)j->a->x + m * K;
+    const float *x = (const float *)j->a->x + m * K;
+    if (j->a->e.bf16) {
+        const uint16_t *from = (const uint16_t *)j->a->x + m * K;
+        float *to = (float *)(void *)(line + up(K, 64));
+        for (size_t k = 0; k < K; k++) to[k] = cq_bits_float((uint32_t)from[k] << 16);
+        x = to;
     }
-    float high;
-    j->k->absmax_f32_row(a->x + m * K, K, &high);
-    *xscale = (high < 1e-5f ? 1e-5f : high) / 127.0f;
-    j->k->codes_f32_s8_row(a->x + m * K, line, K, *xscale);
+    float *xscale = (float *)(void *)(j->work + j->p.xscale) + m, most;
+    j->k->absmax_f32_row(x, K, &most);
+    *xscale = cq_token_scale(most);
+    j->k->codes_f32_s8_row(x, line, K, *xscale);
     return line;
 }
 
@@ -138,7 +154,7 @@ typedef struct task {
 
 static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bits, float *scale,
                        int32_t *centre) {
-    const cq_tiles *w = t->j->a->w;
+    const cq_tiles *w = &t->j->a->w;
     const uint16_t *halves = (const uint16_t *)(const void *)head;
     const uint8_t *zero = head + 2 * w->G * CQ_STRIP;
     for (size_t i = 0; i < t->groups; i++) {
@@ -153,7 +169,7 @@ static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bit
 static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_t *shift,
                        int32_t *centre) {
     const plan *p = &t->j->p;
-    const cq_tiles *w = t->j->a->w;
+    const cq_tiles *w = &t->j->a->w;
     const size_t bytes = t->groups * t->steps * CQ_QPREFILL_STEP;
     const size_t done = t->step * CQ_TILE; /* inputs of the group before the chunk */
     const uint8_t *from = w->data + cq_strip_offset(w, t->n0 / CQ_STRIP);
@@ -206,16 +222,20 @@ static void multiply_chunk(const task *t) {
     t->j->k->qprefill_block(&b);
 }
 
+/* Finish 16 rows x 16 outputs at a time. */
 static void store_rows(const task *t) {
-    const cq_qprefill *a = t->j->a;
-    cq_qprefill_rows f = {.acc = (const float *)(const void *)t->slot, .ldo = a->w->N};
-    f.xscale = (const float *)(const void *)(t->j->work + t->j->p.xscale) + t->m0;
-    f.bias = a->bias ? a->bias + t->n0 : NULL;
-    f.out = a->out + t->m0 * a->w->N + t->n0;
-    f.ldb = cq_ceil_div(t->strips, 2);
-    f.rows = cq_min_size(a->M - t->m0, t->rows);
-    f.cols = cq_min_size(a->w->N - t->n0, t->j->p.cols);
-    t->j->k->qprefill_rows(&f);
+    const cq_qlinear *a = t->j->a;
+    const size_t blocks = cq_ceil_div(t->strips, 2), rows = cq_min_size(a->M - t->m0, t->rows);
+    for (size_t r = 0; r < rows; r += 16) {
+        const float *acc = (const float *)(const void *)t->slot + r / 32 * blocks * 1024;
+        for (size_t s = 0; s < t->strips; s++) {
+            const size_t n = t->n0 + s * CQ_STRIP;
+            const cq_epilogue_at at = {t->m0 + r, cq_min_size(rows - r, 16), n,
+                                       cq_min_size(a->w.N - n, CQ_STRIP)};
+            t->j->k->qlinear_finish(acc + s / 2 * 1024 + r % 32 / 16 * 512 + s % 2 * 256, &at,
+                                    &t->j->e);
+        }
+    }
 }
 
 static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
@@ -227,9 +247,8 @@ static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
         task t = {.j = j, .slot = j->work + p->slots + slot * p->slot};
         t.m0 = i / p->col_tasks * p->rows, t.n0 = i % p->col_tasks * p->cols;
         t.rows = up(cq_min_size(j->a->M - t.m0, p->rows), CQ_QPREFILL_BLOCK);
-        t.strips = cq_strips(cq_min_size(j->a->w->N - t.n0, p->cols));
-        if (!p->steps) memset(t.slot, 0, p->part);
-        while (t.g < p->groups && p->steps && !cq_stop(j->cx)) {
+        t.strips = cq_strips(cq_min_size(j->a->w.N - t.n0, p->cols));
+        while (t.g < p->groups && !cq_stop(j->cx)) {
             t.groups = p->chunk_groups ? cq_min_size(p->chunk_groups, p->groups - t.g) : 1;
             t.steps = p->chunk_groups ? p->steps : cq_min_size(p->chunk_steps, p->steps - t.step);
             multiply_chunk(&t);
@@ -243,9 +262,10 @@ static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
     free_slot(j, slot);
 }
 
-cq_status cq_qprefill_s8(cq_ctx *cx, const cq_qprefill *a, uint8_t *work) {
-    job j = {.cx = cx, .k = cx->k, .a = a, .p = make_plan(cx, a->M, a->w)};
+cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
+    job j = {.cx = cx, .k = cx->k, .a = a, .e = a->e, .p = make_plan(cx, a)};
     j.work = work + (64 - (uintptr_t)work % 64) % 64;
+    if (a->mode == CQ_QLINEAR_DYNAMIC) j.e.xscale = (const float *)(void *)(j.work + j.p.xscale);
     const size_t blocks = j.p.row_tasks * j.p.rows / CQ_QPREFILL_BLOCK;
     CQ_TRY(cq_parallel_rows(cx, blocks, 1, lay_out, &j));
     return cq_parallel_rows(cx, j.p.row_tasks * j.p.col_tasks, 1, multiply, &j);

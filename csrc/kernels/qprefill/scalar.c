@@ -6,7 +6,6 @@
  *   panel    panel[..][q][n][i] = code - zero of output n, input 4 q + i; shift is the level's own
  *   block    dot = (begin ? 0 : part) + sum x * panel + (end ? centre * xsum : 0)        int32
  *            end:  acc = fma(scale, (float)dot, first ? 0 : acc), groups in order;  else part = dot
- *   rows     out = acc * xscale, then + bias
  *
  * `row`, `panel` and `block` of a level come as a set: a level may store x + 128 and what undoes it
  * in shift. 8 bits with zero points would not fit a byte: there the panel is code - 128 and centre
@@ -100,15 +99,4 @@ void cq_qprefill_block_scalar(const cq_qprefill_block *b) {
     for (size_t i = 0; i < b->m; i++)
         for (size_t j = 0; j < b->n; j++)
             for (size_t g = 0; g < b->groups; g++) one_block(b, i, j, g);
-}
-
-void cq_qprefill_rows_scalar(const cq_qprefill_rows *f) {
-    for (size_t r = 0; r < f->rows; r++) {
-        const float *acc = f->acc + r / 32 * f->ldb * 1024 + r % 32 / 16 * 512 + r % 16 * 16;
-        float *out = f->out + r * f->ldo;
-        for (size_t n = 0; n < f->cols; n++) {
-            out[n] = acc[n / 32 * 1024 + n % 32 / 16 * 256 + n % 16] * f->xscale[r];
-            if (f->bias) out[n] += f->bias[n];
-        }
-    }
 }

@@ -32,11 +32,14 @@ def multiply(k: object, a: Arrays, bits: object, asymmetric: bool, floats: bool)
     (rows, cols), groups = a["codes"].shape, a["scale"].shape[1]
     tiles = qtile.repacked(k, a, bits, asymmetric)
     one, each = (bits, None) if isinstance(bits, int) else (2, bits)
-    size = k.qprefill_workspace(ROWS, rows, cols, groups, one, int(asymmetric), each)
-    x = (a["x"], None, None) if floats else (None, a["xq"], a["xscale"])
-    out, bias = np.full((ROWS, rows), 77, np.float32), a["bias"] if asymmetric else None
-    work = np.full(size, 255, np.uint8)
-    k.qprefill_s8(*x, tiles, groups, one, int(asymmetric), each, bias, out, work)
+    size = k.qlinear_workspace(ROWS, rows, cols, groups, one, each, 8, 0, int(not floats))
+    out, work = np.full((ROWS, rows), 77, np.float32), np.full(size, 255, np.uint8)
+    weight = (tiles, groups, one, each, int(asymmetric), a["bias"] if asymmetric else None)
+    end = (None, None, 0, out, work)
+    if floats:
+        k.qlinear_f32(a["x"], 8, *weight, *end)
+    else:
+        k.qlinear_s8(a["xq"], a["xscale"], *weight, *end)
     return out
 
 
@@ -93,4 +96,4 @@ def case(what: str) -> Case:
     return Case(make, run, lambda a: products(product, a, what))
 
 
-CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block", "rows")}
+CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block")}
