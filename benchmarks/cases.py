@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.axes import call_overhead, fakequant_forward, fakequant_train, scale_search
+from benchmarks.axes import (
+    call_overhead,
+    fakequant_forward,
+    fakequant_train,
+    gemm_f32,
+    scale_search,
+)
 from benchmarks.case import Case
 
 __all__ = ["AXES", "CASES", "cases"]
@@ -10,6 +16,7 @@ __all__ = ["AXES", "CASES", "cases"]
 CASES: list[Case] = [
     *fakequant_forward.CASES,
     *fakequant_train.CASES,
+    *gemm_f32.CASES,
     *scale_search.CASES,
     *call_overhead.CASES,
 ]
