@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cmibq.ops.alloc import project_bits, round_bits
+from cmibq.ops.attention import attention
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
 from cmibq.ops.gemm import gemm
@@ -15,6 +16,7 @@ from cmibq.ops.scaleloss import scaleloss
 __all__ = [
     "absmax",
     "abssum",
+    "attention",
     "codes",
     "codes_token",
     "decode",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tests.kernels.cases import (
     alloc,
+    attention,
     codes,
     fakequant,
     gemm,
@@ -24,6 +25,7 @@ from tests.kernels.cases import (
 from tests.kernels.cases.base import Case
 
 CASES: dict[str, Case] = {
+    **attention.CASES,
     **fakequant.CASES,
     **reduce.CASES,
     **qparams.CASES,
@@ -35,6 +37,5 @@ CASES: dict[str, Case] = {
     **gemm.CASES,
     **qlinear.CASES,
     **qprefill.CASES,
-    **gemm.CASES,
     **alloc.CASES,
 }
