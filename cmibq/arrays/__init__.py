@@ -10,6 +10,7 @@ from cmibq.arrays.alloc import project_bits, project_bits_backward, round_bits
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
+from cmibq.arrays.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
@@ -28,10 +29,13 @@ __all__ = [
     "decode",
     "fakequant",
     "fakequant_backward",
+    "fakequant_log2",
     "fakequant_token",
+    "fakequant_torch_compat",
     "gemm",
     "minmax",
     "pack",
+    "power_of_two",
     "project_bits",
     "project_bits_backward",
     "qgemm",

@@ -7,6 +7,7 @@ from cmibq.ops.attention import attention
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
 from cmibq.ops.gemm import gemm
+from cmibq.ops.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
 from cmibq.ops.qparams import qparams, qparams_mse
@@ -21,10 +22,13 @@ __all__ = [
     "codes_token",
     "decode",
     "fakequant",
+    "fakequant_log2",
     "fakequant_token",
+    "fakequant_torch_compat",
     "gemm",
     "minmax",
     "pack",
+    "power_of_two",
     "project_bits",
     "qgemm",
     "qgemm_s8",

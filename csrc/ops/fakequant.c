@@ -103,24 +103,71 @@ static cq_status run_rows(cq_ctx *cx, job *j) {
     return cq_parallel_rows(cx, R * j->chunks, 1, one_chunk, j);
 }
 
-cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
-                           const float *hi, float *out, size_t R, size_t C) {
-    CQ_TRY(check_affine(cx, scale, lo, hi, R));
+static cq_status by_row(cq_ctx *cx, block_kernel kernel, const float *x, const float *scale,
+                        const float *lo, const float *hi, float *out, size_t R, size_t C) {
     const int stream = cq_fakequant_streams(x, out, R, C);
-    job j = {cx->k->fakequant_f32_row,
+    job j = {kernel,
              {x, NULL, out, NULL, scale, lo, hi, R, C, stream},
              cq_ceil_div(C, CQ_FAKEQUANT_CHUNK),
              NULL};
     return run_rows(cx, &j);
 }
 
+static cq_status by_col(cq_ctx *cx, block_kernel kernel, const float *x, const float *scale,
+                        const float *lo, const float *hi, float *out, size_t R, size_t C) {
+    const int stream = cq_fakequant_streams(x, out, R, C);
+    job j = {kernel, {x, NULL, out, NULL, scale, lo, hi, R, C, stream}, 0, NULL};
+    return cq_parallel_rows(cx, R, cq_grain(C), all_columns, &j);
+}
+
+cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                           const float *hi, float *out, size_t R, size_t C) {
+    CQ_TRY(check_affine(cx, scale, lo, hi, R));
+    return by_row(cx, cx->k->fakequant_f32_row, x, scale, lo, hi, out, R, C);
+}
+
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C) {
     if (!C) return CQ_OK; /* however many rows */
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
-    const int stream = cq_fakequant_streams(x, out, R, C);
-    job j = {cx->k->fakequant_f32_col, {x, NULL, out, NULL, scale, lo, hi, R, C, stream}, 0, NULL};
-    return cq_parallel_rows(cx, R, cq_grain(C), all_columns, &j);
+    return by_col(cx, cx->k->fakequant_f32_col, x, scale, lo, hi, out, R, C);
+}
+
+cq_status cq_fakequant_compat_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                  const float *hi, float *out, size_t R, size_t C) {
+    CQ_TRY(check_affine(cx, scale, lo, hi, R));
+    return by_row(cx, cx->k->fakequant_compat_f32_row, x, scale, lo, hi, out, R, C);
+}
+
+cq_status cq_fakequant_compat_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                  const float *hi, float *out, size_t R, size_t C) {
+    if (!C) return CQ_OK;
+    CQ_TRY(check_affine(cx, scale, lo, hi, C));
+    return by_col(cx, cx->k->fakequant_compat_f32_col, x, scale, lo, hi, out, R, C);
+}
+
+/* As check_affine, and exponents of normal float32 numbers. */
+static cq_status check_powers(cq_ctx *cx, const float *scale, const float *lo, const float *hi,
+                              size_t n) {
+    CQ_TRY(check_affine(cx, scale, lo, hi, n));
+    for (size_t i = 0; i < n; i++) {
+        if (lo[i] < -126.0f) return cq_refuse(cx, CQ_BAD_POWER, i, (double)lo[i]);
+        if (hi[i] > 127.0f) return cq_refuse(cx, CQ_BAD_POWER, i, (double)hi[i]);
+    }
+    return CQ_OK;
+}
+
+cq_status cq_fakequant_log2_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                const float *hi, float *out, size_t R, size_t C) {
+    CQ_TRY(check_powers(cx, scale, lo, hi, R));
+    return by_row(cx, cx->k->fakequant_log2_f32_row, x, scale, lo, hi, out, R, C);
+}
+
+cq_status cq_fakequant_log2_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                const float *hi, float *out, size_t R, size_t C) {
+    if (!C) return CQ_OK;
+    CQ_TRY(check_powers(cx, scale, lo, hi, C));
+    return by_col(cx, cx->k->fakequant_log2_f32_col, x, scale, lo, hi, out, R, C);
 }
 
 size_t cq_fakequant_bwd_row_workspace(size_t R, size_t C) {

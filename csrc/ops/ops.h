@@ -13,6 +13,17 @@ cq_status cq_fakequant_row(cq_ctx *cx, const float *x, const float *scale, const
 cq_status cq_fakequant_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
                            const float *hi, float *out, size_t R, size_t C);
 
+/* The same on other grids (csrc/kernels/fakequant_grids): powers of two, lo and hi their exponents;
+ * and by the reciprocal of the scale, as torch computes. */
+cq_status cq_fakequant_log2_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                const float *hi, float *out, size_t R, size_t C);
+cq_status cq_fakequant_log2_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                const float *hi, float *out, size_t R, size_t C);
+cq_status cq_fakequant_compat_row(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                  const float *hi, float *out, size_t R, size_t C);
+cq_status cq_fakequant_compat_col(cq_ctx *cx, const float *x, const float *scale, const float *lo,
+                                  const float *hi, float *out, size_t R, size_t C);
+
 /* g, gx [R, C]; gscale [R] or [C] float64. `work` float64: of the column form [blocks, C], with
  * blocks = cq_fakequant_bwd_blocks(R, C); of the row form cq_fakequant_bwd_row_workspace(R, C)
  * values, none for rows of at most 65536 elements: longer ones are summed in chunks, in order. */

@@ -12,6 +12,7 @@ from tests.kernels.cases import (
     attention,
     codes,
     fakequant,
+    fakequant_grids,
     gemm,
     pack,
     qgemm,
@@ -27,6 +28,7 @@ from tests.kernels.cases.base import Case
 CASES: dict[str, Case] = {
     **attention.CASES,
     **fakequant.CASES,
+    **fakequant_grids.CASES,
     **reduce.CASES,
     **qparams.CASES,
     **codes.CASES,
