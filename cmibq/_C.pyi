@@ -325,3 +325,17 @@ class Kernels:
         backward: int,
         /,
     ) -> int: ...
+    def allocate(
+        self,
+        distortion: _F32,
+        cost: NDArray[int64] | None,
+        weight: NDArray[int64] | None,
+        table: NDArray[int64] | None,
+        budget: int,
+        choice: _U8,
+        info: _F64,
+        spent: NDArray[int64],
+        work: _U8,
+        /,
+    ) -> None: ...
+    def allocate_workspace(self, units: int, options: int, /) -> int: ...

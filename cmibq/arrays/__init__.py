@@ -6,7 +6,7 @@ the same bits on every ISA and thread count.
 
 from __future__ import annotations
 
-from cmibq.arrays.alloc import project_bits, project_bits_backward, round_bits
+from cmibq.arrays.alloc import Choice, allocate, project_bits, project_bits_backward, round_bits
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
@@ -20,10 +20,12 @@ from cmibq.arrays.scaleloss import scaleloss
 from cmibq.arrays.search import ScaleSearch, search_scales
 
 __all__ = [
+    "Choice",
     "Race",
     "ScaleSearch",
     "absmax",
     "abssum",
+    "allocate",
     "codes",
     "codes_token",
     "decode",

@@ -1,16 +1,91 @@
-"""Bits of channels: the nearest real bits with a given mean, and their rounding."""
+"""Bits of channels under a hard budget: exact integers, and real bits with their gradient."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.runtime import kernels
 
-__all__ = ["project_bits", "project_bits_backward", "round_bits"]
+__all__ = ["Choice", "allocate", "project_bits", "project_bits_backward", "round_bits"]
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+
+
+class Choice(NamedTuple):
+    """One option per unit, as `allocate` finds it.
+
+    Args:
+        option: uint8 [n], index of the option of each unit.
+        distortion: total of the chosen distortions.
+        cost: total of the chosen costs, at most the budget.
+        gap: how far `distortion` can be from the smallest possible; 0.0: it is proven to be it.
+        slope: distortion that one more unit of budget saves, at the budget; 0.0 where nothing more
+            can be saved.
+    """
+
+    option: U8
+    distortion: float
+    cost: int
+    gap: float
+    slope: float
+
+
+def allocate(
+    distortion: F32,
+    cost: I64,
+    budget: int,
+    *,
+    weight: I64 | None = None,
+    out: U8 | None = None,
+) -> Choice:
+    """Choose one option per unit so that the total distortion is smallest within a hard budget.
+
+    Exact also for tables that are not convex: the lower hulls give a solution that spends all but a
+    little, and the rest is spent by a dynamic program over the few options that can still matter.
+    Sums and slopes are in double.
+
+    Args:
+        distortion: float32 [n, m], ``m <= 16`` options by growing cost. Any finite number, also
+            negative; +infinity: not allowed. A larger cost need not mean less distortion.
+        cost: int64 [m], what an option costs per weight, or [n, m], what it costs. At least 0, not
+            falling along a row.
+        budget: most that may be spent in all.
+        weight: int64 [n], elements of each unit, only with costs [m]; None = 1.
+        out: uint8 [n] to write the options to.
+
+    Returns:
+        `Choice`. Where steps buy exactly the same the unit of lowest index comes first; the result
+        depends neither on threads nor on the CPU.
+
+    Raises:
+        ValueError: NaN or -infinity in `distortion`, a unit without an allowed option, costs that
+            fall or are negative, a budget below the smallest possible cost.
+
+    References:
+        Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988;
+        Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995.
+
+    Example:
+        >>> d = np.array([[9.0, 4.0, 1.0], [5.0, 3.0, 2.0]], np.float32)
+        >>> allocate(d, np.array([2, 3, 4]), 7)
+        Choice(option=array([2, 1], dtype=uint8), distortion=4.0, cost=7, gap=0.0, slope=1.0)
+    """
+    n, m = distortion.shape
+    k = kernels()
+    option = np.empty(n, np.uint8) if out is None else out
+    info, spent = np.empty(3), np.empty(1, np.int64)
+    work = np.empty(k.allocate_workspace(n, m), np.uint8)
+    flat, table = (cost, None) if cost.ndim == 1 else (None, cost)
+    if table is not None and weight is not None:
+        raise ValueError("allocate: weight needs costs [m]; multiply a table [n, m] by it instead")
+    k.allocate(distortion, flat, weight, table, budget, option, info, spent, work)
+    total, gap, slope = info.tolist()
+    return Choice(option, total, int(spent[0]), gap, slope)
 
 
 def project_bits(

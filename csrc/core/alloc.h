@@ -28,4 +28,25 @@ CQ_INLINE float cq_alloc_lanes_f32(const float *lane) {
            ((eight[1] + eight[5]) + (eight[3] + eight[7]));
 }
 
+/* What option j of unit i costs: a table [n, m], or one row of m times the weight of the unit. */
+typedef struct cq_alloc_costs {
+    const int64_t *cost, *weight; /* weight NULL: ones */
+    size_t m;
+    int table;
+} cq_alloc_costs;
+
+CQ_INLINE int64_t cq_alloc_cost(const cq_alloc_costs *c, size_t i, size_t j) {
+    if (c->table) return c->cost[i * c->m + j];
+    return c->weight ? c->weight[i] * c->cost[j] : c->cost[j];
+}
+
+#define CQ_ALLOC_MAX_OPTIONS ((size_t)16)
+
+/* What one pass over slopes finds: the cost of the steps above `hi`, of those from `lo` to `hi`,
+ * and how many the latter are. */
+typedef struct cq_alloc_band {
+    int64_t above, inside;
+    size_t count;
+} cq_alloc_band;
+
 #endif

@@ -219,5 +219,11 @@ typedef struct cq_attention_grads {
 size_t cq_attention_bwd_workspace(const cq_attention_args *a, int keep_xq, int threads);
 cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_attention_saved *s,
                            const float *g, const cq_attention_grads *d, char *work);
+/* The choice [n] of one option per unit of least total distortion d [n, m] within the budget; at
+ * most 16 options, n * m below 2**32. info [3]: total distortion, how far it can be from the
+ * optimum (0: proven), slope of the relaxation at the budget. spent [1]. */
+size_t cq_allocate_workspace(size_t n, size_t m);
+cq_status cq_allocate(cq_ctx *cx, const float *d, const cq_alloc_costs *costs, int64_t budget,
+                      uint8_t *choice, double *info, int64_t *spent, uint8_t *work, size_t n);
 
 #endif

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cmibq.runtime import native
 from tests.kernels.cases.base import Arrays, Case
 
 LO, HI, TARGET = 2.0, 8.0, 3.7
@@ -98,7 +99,47 @@ def _round_oracle(a: Arrays) -> Arrays:
     return {"out": out}
 
 
+COST = np.array([2, 3, 4, 6, 8, 9], np.int64)
+
+
+def _make_table(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
+    d = np.cumsum(rng.integers(0, 64, (rows * cols, 6)), 1)[:, ::-1].astype(np.float32)
+    d[::5] = rng.integers(0, 64, (len(d[::5]), 6))  # not convex, not falling
+    d[1::7, 2] = np.inf
+    return {"d": d}
+
+
+def _allocate(k: object, a: Arrays) -> Arrays:
+    n, m = a["d"].shape
+    choice, info, spent = np.full(n, 77, np.uint8), np.zeros(3), np.zeros(1, np.int64)
+    work = np.empty(k.allocate_workspace(n, m), np.uint8)
+    k.allocate(a["d"], COST, None, None, 5 * n, choice, info, spent, work)
+    return {"choice": choice, "info": info, "spent": spent}
+
+
+def _allocate_oracle(a: Arrays) -> Arrays:
+    """The total by a dynamic program over the whole budget, for sizes that it can take."""
+    d = a["d"].astype(np.float64)
+    if len(d) > 200:
+        return {}
+    best = np.full(5 * len(d) + 1, np.inf)
+    best[0] = 0.0
+    for row in d:
+        more = np.full_like(best, np.inf)
+        for c, v in zip(COST, row, strict=True):
+            more[c:] = np.minimum(more[c:], best[: max(len(best) - c, 0)] + v)
+        best = more
+    got = _allocate(native().Kernels("scalar"), a)
+    assert got["spent"][0] <= 5 * len(d)
+    assert got["info"][1] == 0.0
+    assert got["info"][0] == best.min(), (got["info"], best.min())
+    return {}
+
+
 CASES = {
+    "alloc_steps_f32": Case(_make_table, _allocate, _allocate_oracle),
+    "alloc_band_f32": Case(_make_table, _allocate, _allocate_oracle),
+    "alloc_take_f32": Case(_make_table, _allocate, _allocate_oracle),
     "alloc_sums_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
     "alloc_guess_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
     "alloc_shift_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
