@@ -21,7 +21,7 @@ from cmibq.errors import ConfigError, nearest
 __all__ = ["MOST_THREADS", "EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]
 
 _LOSSES = ("mae", "mse")
-_VARIANTS = ("default", "reference")
+_VARIANTS, _EFFORTS = ("default", "reference"), ("full", "race")
 _DEVICES = ("auto", "cpu")
 MOST_THREADS = 1024  # thread libraries crash beyond
 _NO_EFFECT = frozenset(  # on what comes out
@@ -127,6 +127,7 @@ class QuantRecipe(_Weights):
     loss_mode: str | None = _opt(None, "mae or mse; null takes the method's own (awq mse, mbq mae)")
     variant: str = _opt("default", "default, or reference for the published behaviour bit for bit")
     n_grid: int = _opt(20, "candidate scales per group of layers")
+    effort: str = _opt("full", "full, or race: drop candidates that cannot win after a few tokens")
     calib_data: str = _opt("coco", "calibration data: coco (images and text) or pileval (text)")
     data_path: str = _opt("", "calibration items: a .json or .jsonl file (pileval: also .txt)")
     image_folder: str = _opt("", "folder that image paths start from; default: that of data_path")
@@ -161,6 +162,7 @@ class QuantRecipe(_Weights):
         )
         _require(0.0 <= self.alpha <= 1.0, f"alpha is {self.alpha}; allowed are 0..1")
         _choice("variant", self.variant, _VARIANTS)
+        _choice("effort", self.effort, _EFFORTS if self.variant == "default" else ("full",))
         if self.loss_mode is not None:
             _choice("loss_mode", self.loss_mode, _LOSSES)
         _at_least("n_grid", self.n_grid, 2)
@@ -286,9 +288,8 @@ def fingerprint(recipe: QuantRecipe, inputs: Mapping[str, str] | None = None) ->
     """
     from cmibq import __version__
 
-    facts: dict[str, Any] = {
-        k: v for k, v in dataclasses.asdict(recipe).items() if k not in _NO_EFFECT
-    }
+    fields = dataclasses.asdict(recipe).items()
+    facts: dict[str, Any] = {k: v for k, v in fields if k not in _NO_EFFECT}
     if recipe.model_args:
         facts["model_files"] = _content(parse_model_args(recipe.model_args))
     if recipe.data_path:

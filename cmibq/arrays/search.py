@@ -16,7 +16,7 @@ from cmibq.arrays.scaleloss import LOSSES, scaleloss
 from cmibq.errors import ConfigError
 from cmibq.runtime import kernels
 
-__all__ = ["ScaleSearch", "search_scales", "token_weights"]
+__all__ = ["ScaleSearch", "race_layers", "search_scales", "token_weights"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -167,24 +167,39 @@ def search_scales(
         scaleloss, bits=bits, group_size=group_size, symmetric=symmetric, zero_in_range=own,
         half_scale=own, act_bits=act_bits, loss=loss,
     )  # fmt: skip
-    if effort == "race":
-        found = _race(judge, x, weights, s, token, 1 + LOSSES[loss], tolerance)
-        losses, tokens = found.losses, np.minimum(found.blocks * TOKENS_OF_A_BLOCK, len(x))
-    else:
-        losses = np.sum([judge(x, one, s, token_weight=token) for one in weights], axis=0)
-        tokens = np.full(n_grid, len(x), np.intp)
+    losses, best, tokens = _judged(judge, x, weights, s, token, effort, 1 + LOSSES[loss], tolerance)
     losses = losses / max(sum(len(one) for one in weights), 1)
-    best = found.best if effort == "race" else argbest(losses)
     return ScaleSearch(losses, ratios(n_grid, variant)[best], best, s[best], tokens)
 
 
-def _race(
-    judge: Callable[..., F64], x: F32, weights: list[F32], s: F32, token: F64, power: int,
-    tolerance: float,
+def _judged(
+    judge: Callable[..., F64], x: F32, weights: Sequence[F32], s: F32, token: F64, effort: str,
+    power: int, tolerance: float,
+) -> tuple[F64, int, NDArray[np.intp]]:  # fmt: skip
+    """Return the losses of all candidates, the best one, and how many tokens each one saw."""
+    if effort == "race":
+        found = race_layers(judge, x, weights, s, token, power, tolerance)
+        return found.losses, found.best, np.minimum(found.blocks * TOKENS_OF_A_BLOCK, len(x))
+    losses = np.sum([judge(x, one, s, token_weight=token) for one in weights], axis=0)
+    return losses, argbest(losses), np.full(len(s), len(x), np.intp)
+
+
+def race_layers(
+    judge: Callable[..., F64], x: F32, weights: Sequence[F32], s: F32, token: F64, power: int,
+    tolerance: float = 5e-4,
 ) -> Race:  # fmt: skip
-    """Race the candidates s [S, K] over blocks of successive tokens; those without weight stay out.
+    """Race candidate scales of layers that share an input over blocks of successive tokens.
 
     Finalists that all tokens did not separate are judged once more, in float32.
+
+    Args:
+        judge: `scaleloss` with all but x, w, s, token_weight, blocks and precision filled in.
+        x: float32 [T, K].
+        weights: float32 [N_i, K] each.
+        s: float32 [S, K].
+        token: float64 [T]; blocks of tokens without weight stay out.
+        power: 1 (mae) or 2 (mse).
+        tolerance: as in `race`.
     """
     fast = "bfloat16" if kernels().isa in FAST_BFLOAT16 else "float32"
     starts = np.arange(0, len(x), TOKENS_OF_A_BLOCK)

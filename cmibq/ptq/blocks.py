@@ -120,6 +120,7 @@ def _search_group(
         task.tokens(index, group, streams),
         block=runner(group, modules[group.inspect], seen, streams),
         act_max=None if bool(real.all()) else x[real].abs().amax(0),
+        lengths=[int(s.keep.sum()) for s in streams],
     )
     result = SEARCHES[task.method](calib, task.config)
     return GroupFound(result, _errors(x[real], weights, result.scales, task.config))

@@ -115,10 +115,15 @@ def runner(
     given = list(zip(seen.calls[group.inspect], seen.inputs[group.linears[0]], strict=True))
 
     def run(
-        weights: Sequence[Tensor], *, input_scale: Tensor | None, act_bits: int | None
+        weights: Sequence[Tensor],
+        *,
+        input_scale: Tensor | None,
+        act_bits: int | None,
+        batches: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         named = dict(zip(keys, weights, strict=True))
-        for ((args, kwargs), x), stream in zip(given, streams, strict=True):
+        for b in range(len(given)) if batches is None else batches:
+            ((args, kwargs), x), stream = given[b], streams[b]
             new = _prepared(x, input_scale, act_bits)
             args = tuple(new if a is x else a for a in args)
             kwargs = {k: new if v is x else v for k, v in kwargs.items()}

@@ -36,6 +36,7 @@ def search_config(recipe: QuantRecipe) -> SearchConfig:
         n_grid=recipe.n_grid,
         alpha=recipe.alpha,
         variant=recipe.variant,
+        effort=recipe.effort,
     )
 
 

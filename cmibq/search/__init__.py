@@ -13,7 +13,7 @@ from cmibq.search.base import (
     TokenWeights,
     apply_scales_,
 )
-from cmibq.search.loop import weight_spec
+from cmibq.search.candidate import weight_spec
 
 __all__ = [
     "SEARCHES",

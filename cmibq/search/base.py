@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cmibq.arrays.search import token_weights
 from cmibq.errors import ConfigError, ModelError
 from cmibq.registry import Registry
+from cmibq.search.tokens import TokenWeights
 
 __all__ = [
     "SEARCHES",
@@ -31,6 +31,7 @@ __all__ = [
 
 LOSSES = ("mae", "mse")
 VARIANTS = ("default", "reference")
+EFFORTS = ("full", "race")
 
 
 @dataclass(frozen=True)
@@ -64,65 +65,22 @@ class LinearGroup:
             raise ConfigError(f"group {self.name!r} has no linear layers; name at least one")
 
 
-@dataclass(frozen=True)
-class TokenWeights:
-    """How much each calibration token counts: ``loss = sum_t weight_t * mean_c |d_tc|**p``.
-
-    Args:
-        weight: float64 [T], already normalised.
-        answer: bool [T], tokens of the answer; None = not known.
-        vision: bool [T], tokens of images; None = not known.
-
-    Example:
-        >>> answer, vision = torch.tensor([0, 1]).bool(), torch.tensor([1, 0]).bool()
-        >>> TokenWeights.modality(answer, vision, ratio=0.5, loss="mae").weight
-        tensor([0.2500, 0.5000], dtype=torch.float64)
-    """
-
-    weight: Tensor
-    answer: Tensor | None = None
-    vision: Tensor | None = None
-
-    @classmethod
-    def uniform(
-        cls, tokens: int, answer: Tensor | None = None, vision: Tensor | None = None
-    ) -> TokenWeights:
-        """Return weights that make the loss a plain mean over `tokens` tokens."""
-        return cls(torch.full((tokens,), 1.0 / max(tokens, 1)).double(), answer, vision)
-
-    @classmethod
-    def modality(
-        cls, answer: Tensor, vision: Tensor | None, ratio: float, loss: str
-    ) -> TokenWeights:
-        """Return MBQ's weights: answer tokens count 1, vision tokens `ratio`, others 0.
-
-        ``mae`` divides both by their joint count, ``mse`` each by its own. Without a vision mask
-        only answers count. With no token of either kind all tokens count alike.
-
-        Args:
-            answer: bool [T].
-            vision: bool [T] or None.
-            ratio: weight of a vision token against an answer token (mean absolute gradients).
-            loss: ``"mae"`` or ``"mse"``.
-
-        References:
-            Li et al., "MBQ", CVPR 2025, eq. 6-8; normalisation as in the published code.
-        """
-        masks = [None if m is None else m.cpu().numpy() for m in (answer, vision)]
-        weight = torch.from_numpy(token_weights(masks[0], masks[1], ratio, loss, len(answer)))
-        return cls(weight, answer, vision)
-
-
 class BlockRunner(Protocol):
     """Run the inspected module on all calibration batches with other weights in the group.
 
     Yields outputs [t, C] in the token order of `TokenWeights.weight`. With `input_scale` the input
     of the group is divided by it; with `act_bits` each linear layer of the group sees its input
-    fake-quantised per token (after that division). Other layers stay as they are.
+    fake-quantised per token (after that division). Other layers stay as they are. With `batches`
+    only these batches are run, in the order given; a race needs that, a full search does not.
     """
 
     def __call__(
-        self, weights: Sequence[Tensor], *, input_scale: Tensor | None, act_bits: int | None
+        self,
+        weights: Sequence[Tensor],
+        *,
+        input_scale: Tensor | None,
+        act_bits: int | None,
+        batches: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         """Yield the outputs of the inspected module."""
         ...
@@ -141,6 +99,7 @@ class GroupCalib:
         block: runs the inspected module; None where that is the (single) linear layer itself, so
             that the loss is computed from `x` and the weight alone.
         act_max: float32 [K], max|x| for SmoothQuant if it was measured on more tokens than `x`.
+        lengths: tokens of each batch that `block` runs; a race needs them.
 
     Raises:
         ModelError: shapes do not fit together.
@@ -152,6 +111,7 @@ class GroupCalib:
     tokens: TokenWeights
     block: BlockRunner | None = None
     act_max: Tensor | None = None
+    lengths: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         where = f"group {self.group.name!r} ({', '.join(self.group.linears)})"
@@ -185,6 +145,8 @@ class SearchConfig:
         n_grid: number of candidate scales.
         alpha: SmoothQuant's migration strength.
         variant: ``"default"``, or ``"reference"`` for the published behaviour.
+        effort: ``"full"`` judges every candidate on all tokens, ``"race"`` drops those that cannot
+            win after a few (`cmibq.arrays.race`).
 
     Raises:
         ConfigError: a field is out of range.
@@ -198,6 +160,7 @@ class SearchConfig:
     n_grid: int = 20
     alpha: float = 0.5
     variant: str = "default"
+    effort: str = "full"
 
     def __post_init__(self) -> None:
         lowest = 2 if self.symmetric else 1
@@ -213,6 +176,8 @@ class SearchConfig:
             raise ConfigError(f"alpha is {self.alpha}; allowed are 0..1")
         if self.variant not in VARIANTS:
             raise ConfigError(f"variant is {self.variant!r}; allowed are {', '.join(VARIANTS)}")
+        if self.effort not in EFFORTS:
+            raise ConfigError(f"effort is {self.effort!r}; allowed are {', '.join(EFFORTS)}")
 
 
 @dataclass(frozen=True)

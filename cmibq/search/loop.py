@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -11,27 +11,13 @@ from torch import Tensor
 from cmibq.arrays.candidates import argbest, candidates, ratios
 from cmibq.errors import ConfigError, ModelError
 from cmibq.ops import abssum, scaleloss
-from cmibq.quant import PerGroup, QuantSpec, RangeMode, fake_quantize_weight
 from cmibq.search.base import BlockRunner, GroupCalib, GroupResult, SearchConfig
+from cmibq.search.candidate import compare, run_candidate, weight_spec
+from cmibq.search.racing import can_race, race_group
 
-__all__ = ["candidate_scales", "group_losses", "search_group", "weight_spec"]
+__all__ = ["candidate_scales", "group_losses", "search_group"]
 
 POWER = {"mae": 1, "mse": 2}
-
-
-def weight_spec(cfg: SearchConfig) -> QuantSpec:
-    """Return how weights are quantised.
-
-    The reference variant takes the published range as met, and with quantised activations one
-    symmetric grid per row, whatever the group size.
-    """
-    if cfg.variant == "default":
-        return QuantSpec(cfg.bits, PerGroup(cfg.group_size), cfg.symmetric)
-    per_row = cfg.act_bits is not None
-    symmetric = cfg.symmetric or per_row
-    size = 0 if per_row else cfg.group_size
-    mode = RangeMode.reference(symmetric=symmetric)
-    return QuantSpec(cfg.bits, PerGroup(size), symmetric, mode)
 
 
 def candidate_scales(calib: GroupCalib, cfg: SearchConfig) -> Tensor:
@@ -60,21 +46,10 @@ def _layer_losses(
     return total / max(sum(map(len, calib.weights)), 1)
 
 
-def _compare(target: list[Tensor], out: Iterator[Tensor], token: Tensor, power: int) -> float:
-    """Return sum_t token_t mean_c |target - out|**power over chunks of tokens."""
-    loss, at = 0.0, 0
-    for one, other in zip(target, out, strict=True):
-        error = (one - other).abs().pow_(power).mean(-1, dtype=torch.float64)
-        loss += float(token[at : at + len(one)] @ error)
-        at += len(one)
-    return loss
-
-
 def _block_losses(
     calib: GroupCalib, run: BlockRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
 ) -> Tensor:
     """Return the losses of a group whose inspected module is run for every candidate."""
-    spec, names = weight_spec(cfg), calib.group.linears
     target = [t.clone() for t in run(calib.weights, input_scale=None, act_bits=None)]
     if sum(map(len, target)) != len(token):
         raise ModelError(
@@ -83,13 +58,11 @@ def _block_losses(
         )
     losses = []
     for s in grid:
-        pairs = zip(names, calib.weights, strict=True)
-        scaled = [fake_quantize_weight(w * s, spec, name=n) for n, w in pairs]
-        if cfg.act_bits is None:
-            out = run([w / s for w in scaled], input_scale=None, act_bits=None)
-        else:
-            out = run(scaled, input_scale=s, act_bits=cfg.act_bits)
-        losses.append(_compare(target, out, token, power))
+        at, loss = 0, 0.0
+        for one, out in zip(target, run_candidate(run, calib, cfg, s), strict=True):
+            loss += compare(one, out, token[at : at + len(one)], power)
+            at += len(one)
+        losses.append(loss)
     return torch.tensor(losses, dtype=torch.float64)
 
 
@@ -125,14 +98,20 @@ def search_group(calib: GroupCalib, cfg: SearchConfig, token: Tensor, loss: str)
         token: float64 [T], weight of each token.
         loss: ``"mae"`` or ``"mse"``.
 
+    Returns:
+        The result; after a race its losses are estimates for the candidates that were dropped.
+
     Raises:
         ModelError: as `group_losses`, or no loss is finite; names the group.
     """
     _check_finite(calib)
     grid = candidate_scales(calib, cfg)
-    losses = group_losses(calib, cfg, token, grid, loss).tolist()
     try:
-        best = argbest(np.asarray(losses))
+        if cfg.effort == "race" and can_race(calib):
+            losses, best = race_group(calib, cfg, token, grid, POWER[loss])
+        else:
+            losses = group_losses(calib, cfg, token, grid, loss).tolist()
+            best = argbest(np.asarray(losses))
     except ModelError as error:
         raise ModelError(f"group {calib.group.name!r}: {error}") from error
     ratio = ratios(cfg.n_grid, cfg.variant)[best]

@@ -1,0 +1,107 @@
+"""Racing the candidates of a group: only those that may still win see more tokens."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmibq import arrays
+from cmibq.arrays.race import Race, race
+from cmibq.arrays.search import race_layers
+from cmibq.errors import ConfigError, ModelError
+from cmibq.quant import RangeMode
+from cmibq.search.base import BlockRunner, GroupCalib, SearchConfig
+from cmibq.search.candidate import compare, run_candidate, weight_spec
+
+__all__ = ["can_race", "race_group"]
+
+FIRST_BATCHES = 8
+LOSSES = {1: "mae", 2: "mse"}
+
+
+def can_race(calib: GroupCalib) -> bool:
+    """Tell whether a group can be raced: on the CPU, and batches of known lengths if it is run."""
+    tensors = (calib.x, *calib.weights)
+    on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return on_cpu if calib.block is None else calib.lengths is not None
+
+
+def race_group(
+    calib: GroupCalib, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
+) -> tuple[list[float], int]:
+    """Return the losses of the candidates (estimates for those dropped) and the best one's index.
+
+    Args:
+        calib: the group.
+        cfg: what is quantised.
+        token: float64 [T], weight of each token.
+        grid: float32 [S, K], candidate scales.
+        power: 1 (mae) or 2 (mse).
+
+    Raises:
+        ModelError: a group size does not divide, no candidate has a finite loss, or the batches do
+            not add up to the tokens.
+    """
+    if calib.block is None:
+        found = _layers(calib, cfg, token, grid, power)
+    else:
+        found = _batches(calib, calib.block, cfg, token, grid, power)
+    if not np.isfinite(found.losses[found.best]):
+        raise ModelError(
+            "no candidate has a finite loss; look for NaN, inf or huge values in weights and inputs"
+        )
+    return found.losses.tolist(), found.best
+
+
+def _layers(calib: GroupCalib, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int) -> Race:
+    spec, mode = weight_spec(cfg), weight_spec(cfg).range_mode
+    for name, w in zip(calib.group.linears, calib.weights, strict=True):
+        try:
+            _, size = spec.granularity.matrix(w.shape)
+        except ConfigError as error:
+            raise ModelError(f"{name}: {error}") from error
+    judge = functools.partial(
+        arrays.scaleloss, bits=cfg.bits, group_size=size, act_bits=cfg.act_bits,
+        symmetric=bool(mode & RangeMode.SYMMETRIC),
+        zero_in_range=bool(mode & RangeMode.ZERO_IN_RANGE),
+        half_scale=bool(mode & RangeMode.HALF_SCALE), loss=LOSSES[power],
+    )  # fmt: skip
+    weights = [w.contiguous().numpy() for w in calib.weights]
+    x = calib.x.contiguous().numpy()
+    found = race_layers(judge, x, weights, grid.numpy(), token.numpy(), power)
+    rows = max(sum(map(len, calib.weights)), 1)
+    return Race(found.best, found.losses / rows, found.blocks, found.finalists, found.separated)
+
+
+def _batches(
+    calib: GroupCalib, run: BlockRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
+) -> Race:
+    lengths = np.asarray(calib.lengths, np.intp)
+    if lengths.sum() != len(token):
+        raise ModelError(f"batches of {lengths.sum()} tokens for {len(token)} token weights")
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    mass = (token * calib.x.abs().sum(1, dtype=torch.float64) ** power).numpy()
+    size = np.array([mass[a:b].sum() for a, b in itertools.pairwise(edges)])
+    used = np.flatnonzero(size > 0)
+    if not len(used):
+        used, size = np.arange(len(size)), np.ones(len(size))
+    targets: dict[int, Tensor] = {}
+
+    def judge(which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+        batches = [int(b) for b in used[blocks]]
+        outs = run(calib.weights, input_scale=None, act_bits=None, batches=batches)
+        targets.update((b, t.clone()) for b, t in zip(batches, outs, strict=True))
+        out = np.empty((len(which), len(batches)))
+        for i, c in enumerate(which):
+            results = run_candidate(run, calib, cfg, grid[c], batches)
+            for k, (b, result) in enumerate(zip(batches, results, strict=True)):
+                weight = token[edges[b] : edges[b + 1]]
+                out[i, k] = compare(targets[b], result, weight, power)
+        return out
+
+    return race(judge, len(grid), size[used], first=FIRST_BATCHES)
