@@ -87,6 +87,10 @@ bench-docs: $(VENV)
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/table.py
 
+docs: $(VENV)
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/table.py
+
 bench-quick: $(VENV)
 	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)

@@ -80,7 +80,9 @@ class Verdict:
 
 
 def bar_of(row: Mapping[str, Any]) -> Bar | None:
-    """Return the bar of a row, the first that fits."""
+    """Return the bar of a row, the first that fits; rows of an axis without bars are reported."""
+    if row["axis"] not in AXES:
+        return Bar(row["axis"])
     fits = (b for b in BARS if b.axis == row["axis"] and fnmatchcase(row["case"], b.case))
     return next(fits, None)
 

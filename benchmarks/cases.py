@@ -1,4 +1,4 @@
-"""The one list of cases, axis by axis, in the order of the table of bars."""
+"""The one list of cases, axis by axis, in the order of the table of bars; no bar: at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from benchmarks.axes import (
     fakequant_train,
     gemm_f32,
     scale_search,
+    weights,
 )
 from benchmarks.case import Case
 
@@ -19,6 +20,7 @@ CASES: list[Case] = [
     *gemm_f32.CASES,
     *scale_search.CASES,
     *call_overhead.CASES,
+    *weights.CASES,
 ]
 
 AXES = list(dict.fromkeys(case.axis for case in CASES))

@@ -1,6 +1,7 @@
 """Measure every axis, or some, and bring `results.json` up to date axis by axis.
 
     python benchmarks/run.py [--axis NAME ...] [--case TEXT] [--threads N] [--quick] [--out FILE]
+    python benchmarks/run.py --axis NAME --isa avx2 --out FILE     another level of instructions
 
 Each axis and thread count has a process of its own, whose environment is set here: NumPy's BLAS
 free to choose its kernels, memory recycled instead of returned to the system after every call.
@@ -34,11 +35,12 @@ RECYCLED = {
 """glibc keeps freed memory, so that no call is timed with page faults of its result."""
 
 
-def environment(threads: int, recycled: bool) -> dict[str, str]:
-    """Return the environment of a child."""
+def environment(threads: int, recycled: bool, isa: str) -> dict[str, str]:
+    """Return the environment of a child; an empty `isa` is the best that the CPU runs."""
     env = {k: v for k, v in os.environ.items() if k not in UNSET and k not in RECYCLED}
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     env |= dict.fromkeys(counts, str(threads)) | (RECYCLED if recycled else {})
+    env |= {"CMIBQ_ISA": isa} if isa else {}
     return env | {"PYTHONPATH": sys.path[0], "OPENVINO_TELEMETRY_DISABLE": "1"}
 
 
@@ -51,7 +53,9 @@ def child(
         command = [sys.executable, "-m", "benchmarks.child", "--axis", axis, "--out", str(out)]
         command += ["--threads", str(threads), "--case", options.case]
         command += ["--quick"] * options.quick + ["--default-malloc"] * default
-        done = subprocess.run(command, env=environment(threads, not default), check=False)
+        done = subprocess.run(
+            command, env=environment(threads, not default, options.isa), check=False
+        )
         return (json.loads(out.read_text()) if out.exists() else []), done.returncode == 0
 
 
@@ -85,9 +89,12 @@ def main() -> int:
     parser.add_argument("--axis", nargs="*", default=AXES, choices=AXES)
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, default=0, help="only this thread count")
+    parser.add_argument("--isa", default="", help="level of cmibq's kernels; needs --out")
     parser.add_argument("--quick", action="store_true", help="few cases, all cores, short samples")
     parser.add_argument("--out", type=Path, help="default: results.json, or results-quick.json")
     options = parser.parse_args()
+    if options.isa and not options.out:
+        parser.error("--isa needs --out: results.json is for the best level of the machine")
     out = options.out or (results.QUICK if options.quick else results.RESULTS)
     start, failed, rates = time.perf_counter(), [], []
     for axis in options.axis:

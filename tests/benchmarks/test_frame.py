@@ -99,6 +99,13 @@ def test_widths_are_compared_with_four_bits():
     assert bars.judge(three | {"ours": 1.05}, [four]).missed == ()
 
 
+def test_an_axis_without_bars_is_reported():
+    verdict = bars.judge(row(axis="weights", ours=100.0))
+    assert (verdict.asked, verdict.missed) == ("reported", ())
+    assert bars.bar_of(row(axis="allocate", case="integers 1e7x7")) == bars.Bar("allocate")
+    assert bars.bar_of(row(axis="fusion_train", case="fp16")) is None
+
+
 @pytest.mark.parametrize("name", ["projection [64,1024]", "projection [8,4096]", "integers 1e5x7"])
 def test_allocate_cases_have_their_own_bars(name):
     assert bars.bar_of(row(axis="allocate", case=name)).at_most is not None

@@ -50,9 +50,11 @@ def insert(path: Path, text: str) -> None:
     if path.suffix == ".h":
         head, mark, tail = old.rpartition("\n#endif")
         path.write_text(head + "\n" + text + mark + tail)
-    elif path.name == "__init__.py":
+    elif path.name in ("__init__.py", "cases.py"):
         lines, added = old.splitlines(), text.splitlines()
-        last = max(i for i, line in enumerate(lines) if re.match(r"from (cmibq|tests)", line))
+        last = max(
+            i for i, line in enumerate(lines) if re.match(r"from (cmibq|tests|benchmarks)", line)
+        )
         while "(" in lines[last] and ")" not in lines[last]:
             lines[last : last + 2] = [lines[last] + lines[last + 1]]
         close = max(i for i, line in enumerate(lines) if line in ("}", "]", ")"))
@@ -92,6 +94,8 @@ def test_add_a_kernel(tree: Path) -> None:
     assert "negate" not in child(tree, "setup.py", "-q", "build_ext", "--inplace"), "warnings"
     for words in quoted_tests("add-a-kernel.md"):
         assert " passed" in child(tree, "-m", "pytest", *words)
+    assert "negate" in child(tree, "benchmarks/run.py", *"--axis negate --quick --out x".split())
+    assert " passed" in child(tree, "-m", "pytest", "-q", "tests/benchmarks", "-k", "every_case")
     new = ("tests/ops/test_negate.py", "cmibq/arrays/negate.py", "cmibq/ops/negate.py")
     assert " passed" in child(tree, "-m", "pytest", "-q", *new, "tests/test_layers.py")
 
