@@ -68,7 +68,7 @@ def regrets(loss: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def fewest(loss: str) -> int:
-    """Return how many tokens a direct search needs for a good choice: every 2nd, 4th ... sequence."""
+    """Return how many tokens a direct search needs for a good choice: every 2nd, 4th sequence."""
     x, _, s = operands()
     near = np.flatnonzero(regrets(loss) < 1.1)  # far ones cannot win on any of these counts
     for count in COUNTS[:-1]:
