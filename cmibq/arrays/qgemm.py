@@ -38,8 +38,9 @@ def qgemm(
 ) -> F32:
     """Multiply float activations by a packed weight: ``x @ w.T + bias``.
 
-    Element k of output row n of the weight is ``(code - zero) * scale`` of its group, exact in
-    float32. A result does not depend on the other rows of `x`, on the thread count or on the ISA.
+    Element k of output row n of the weight is ``(code - zero) * scale`` of its group. Sums of
+    products are exact within blocks of at most 256 inputs (docs/numerics.md). A result does not
+    depend on the other rows of `x`, on the thread count or on the ISA.
 
     Args:
         x: float32 [M, K].
@@ -84,7 +85,7 @@ def qgemm_s8(
     """Multiply 8-bit activations with one scale per row by a packed weight.
 
     The dot products of a group are integers; their sum over groups, in order, is
-    ``acc + scale * dot`` in float32 without FMA; the result is ``acc * xscale + bias``. The same
+    ``fma(scale, dot, acc)`` in float32; the result is ``acc * xscale + bias``. The same
     bits on every ISA.
 
     Args:

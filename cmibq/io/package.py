@@ -115,7 +115,8 @@ def save(
         raise ModelError("the model has no packed layer; run convert_ before it is saved")
     align_(model)
     weights, tied = _without_copies(model.state_dict())
-    buffers = {n: t for n, t in model.named_buffers() if n not in weights and n not in tied}
+    known = {*weights, *tied, *(f"{name}.tiles" for name in layers)}  # tiles: another form of codes
+    buffers = {n: t for n, t in model.named_buffers() if n not in known}
     parts = {WEIGHTS: weights, BUFFERS: buffers}
     parts[PROBE] = {} if probe is None else answer(model, probe)
     with atomic_dir(out, overwrite=overwrite) as folder:

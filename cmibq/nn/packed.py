@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ConfigError, ModelError
-from cmibq.nn.mixin import QuantModule, State
+from cmibq.nn.mixin import State
+from cmibq.nn.tiled import TiledCodes, Views
 from cmibq.ops.codes import codes, codes_token, decode
+from cmibq.ops.library import direct
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
+from cmibq.ops.qlinear import ACTIVATIONS, Grid, finish, multiply, qlinear
 from cmibq.quant.functional import quantize_weight
 from cmibq.quant.spec import PerChannel, PerGroup, QParams, QuantSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 __all__ = ["PackedLinear"]
 
 
-class PackedLinear(QuantModule):
+class PackedLinear(TiledCodes):
     """A linear layer whose weight exists only as packed codes, float16 scales and zero points.
 
     Element k of output n is ``(code - zero) * scale`` of its group of inputs. The forward pass
-    calls `cmibq.ops.qgemm`, which on the CPU never makes a float copy of the weight. Inference
-    only: no gradient flows through it.
+    calls `cmibq.ops.qlinear`, which never makes a float copy of the weight. Inference only: no
+    gradient flows through it.
+
+    On the CPU the first forward pass puts the codes, scales and zero points in another order
+    (`tiles`), in which a kernel reads memory once, forwards, and drops the canonical form;
+    `state_dict` and the attributes below rebuild it exactly, so there is one copy in memory.
 
     Args:
         in_features: inputs K.
@@ -84,10 +91,12 @@ class PackedLinear(QuantModule):
         self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
         self.act_bits = act_bits
         groups = in_features // group_size
+        self._grid = Grid(out_features, in_features, groups, bits, not symmetric)
 
         def codes_of(cols: int) -> Tensor:
             return torch.zeros(out_features, (cols * bits + 7) // 8, dtype=torch.uint8)
 
+        self.register_buffer("tiles", None, persistent=False)
         self.register_buffer("qweight", codes_of(in_features))
         self.register_buffer("scales", torch.zeros(out_features, groups, dtype=torch.float16))
         self.register_buffer("zeros", None if symmetric else codes_of(groups))
@@ -165,37 +174,76 @@ class PackedLinear(QuantModule):
             new.bias = linear.bias.detach().to(torch.float32, copy=True)
         return new.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x @ w.T + bias``.
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        activation: str = "none",
+        up: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``act(x @ w.T + bias) * up + residual``.
 
         Args:
-            x: [..., K]; float32 is used as it is, other float dtypes are converted to float32.
+            x: [..., K]; float32 and bfloat16 are used as they are, other float dtypes are converted
+                to float32.
+            activation: one of `cmibq.ops.qlinear.ACTIVATIONS`.
+            up: [..., N], dtype of `x`: a factor, as in ``silu(gate) * up``.
+            residual: [..., N], dtype of `x`: added last.
 
         Returns:
             [..., N] in the dtype of `x`.
         """
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            wide = {k: None if t is None else t.to(torch.float32) for k, t in
+                    (("up", up), ("residual", residual))}  # fmt: skip
+            return self.forward(x.to(torch.float32), activation=activation, **wide).to(x.dtype)
+        tiles = self._buffers["tiles"]
+        if tiles is None:
+            if not direct(self.qweight):  # another device, or traced before the first pass
+                return self._from_canonical(x, activation, up, residual)
+            tiles = self.repack_()
+        views = self._views
+        if views is None or not views.of(tiles, self._buffers["bias"]):
+            views = self._views = Views.make(tiles, self._buffers["bias"])
+        if direct(x, tiles) and x.shape[-1:] == (self.in_features,):
+            grid, act = self._grid, ACTIVATIONS.index(activation)
+            return multiply(x, *views.arrays, up, residual, grid, self.act_bits, act)
+        act_bits, args = self.act_bits, (x, tiles, self._grid, self.bias)
+        return qlinear(*args, act_bits=act_bits, activation=activation, up=up, residual=residual)
+
+    def _from_canonical(
+        self, x: Tensor, activation: str, up: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """Return what `forward` does, in several steps."""
         rows = x.reshape(-1, self.in_features).to(torch.float32).contiguous()
         weight = (self.qweight, self.scales, self.zeros, self.bias)
         if self.act_bits == 8:
             token_codes, token_scales = codes_token(rows)
-            out = qgemm_s8(token_codes, token_scales, *weight, bits=self.bits)
+            y = qgemm_s8(token_codes, token_scales, *weight, bits=self.bits)
         else:
-            out = qgemm(rows, *weight, bits=self.bits)
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+            y = qgemm(rows, *weight, bits=self.bits)
+        y = finish(y.reshape(*x.shape[:-1], self.out_features), activation, up, residual)
+        return y.to(x.dtype)
 
     def dequantize(self) -> Tensor:
         """Return the weight as float32 [N, K]: a new tensor, for inspection and tests."""
-        groups = self.scales.shape[1]
-        level = unpack(self.qweight, bits=self.bits, cols=self.in_features)
-        zero = torch.full_like(self.scales, 1 << (self.bits - 1), dtype=torch.uint8)
-        if self.zeros is not None:
-            zero = unpack(self.zeros, bits=self.bits, cols=groups)
+        packed, scales, zeros = self._canonical().values()
+        assert packed is not None
+        assert scales is not None
+        groups = scales.shape[1]
+        level = unpack(packed, bits=self.bits, cols=self.in_features)
+        zero = torch.full_like(scales, 1 << (self.bits - 1), dtype=torch.uint8)
+        if zeros is not None:
+            zero = unpack(zeros, bits=self.bits, cols=groups)
         m = level.view(self.out_features * groups, -1)
-        return decode(m, self.scales.to(torch.float32).flatten(), zero.flatten()).view_as(level)
+        return decode(m, scales.to(torch.float32).flatten(), zero.flatten()).view_as(level)
 
     def nbytes(self) -> int:
-        """Return the bytes of all buffers: what the layer takes in memory and in a file."""
-        return sum(b.numel() * b.element_size() for b in self.buffers())
+        """Return the bytes of the layer in a file, which is about what it takes in memory."""
+        grid, zeros = self._grid, 0 if self.symmetric else (self._grid.groups * self.bits + 7) // 8
+        row = (grid.cols * self.bits + 7) // 8 + 2 * grid.groups + zeros
+        return grid.outs * (row + (0 if self.bias is None else 4))
 
     def bits_per_weight(self) -> float:
         """Return the bits per weight, scales and zero points included, the bias not."""
@@ -209,16 +257,6 @@ class PackedLinear(QuantModule):
             f"group_size={self.group_size}, symmetric={self.symmetric}, "
             f"act_bits={self.act_bits}, bias={self.bias is not None}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the buffers as asked but keep their dtypes: a cast would change the weight."""
-
-        def keep_dtype(t: Tensor) -> Tensor:
-            new = fn(t)
-            return new if new.dtype == t.dtype else t.to(new.device)
-
-        module: Any = super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
-        return module  # type: ignore[no-any-return]
 
 
 def _check(cols: int, bits: int, group_size: int, symmetric: bool, act_bits: int) -> None:

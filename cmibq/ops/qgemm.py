@@ -35,6 +35,15 @@ def reference(
     return torch.nn.functional.linear(x, w, bias)
 
 
+def _add_once(p: Tensor, c: Tensor) -> Tensor:
+    """Return the float64 sum of exact numbers, rounded once to float32."""
+    s = p + c
+    rest = (p - (s - (s - p))) + (c - (s - p))  # what the sum lost, exactly
+    toward = torch.where(rest > 0, torch.inf, -torch.inf).to(s.dtype)
+    inexact = (rest != 0) & (s.view(torch.int64) & 1 == 0) & s.isfinite()
+    return torch.where(inexact, torch.nextafter(s, toward), s).float()
+
+
 def reference_s8(
     x: Tensor,
     xscale: Tensor,
@@ -44,13 +53,17 @@ def reference_s8(
     bias: Tensor | None,
     bits: int,
 ) -> Tensor:
-    """Return ``sum_g scale_g * (x_g . (code - zero)_g) * xscale + bias``, groups in order."""
+    """Return ``sum_g scale_g * (x_g . (code - zero)_g) * xscale + bias``, groups in order.
+
+    A group is added by an FMA: its product is exact in float64, the sum is rounded to odd there
+    and then to float32, which gives what one rounding does.
+    """
     levels = _levels(packed, scale.shape[1], zero, bits, x.shape[1]).to(torch.float64)
     inputs = x.to(torch.float64).reshape(len(x), *levels.shape[1:])
     acc = xscale.new_zeros(len(x), len(packed))
     for g in range(scale.shape[1]):
         dot = inputs[:, g] @ levels[:, g].T  # integers, exact in float64
-        acc = acc + scale[:, g].to(acc.dtype) * dot.to(acc.dtype)
+        acc = _add_once(dot.to(acc.dtype).double() * scale[:, g].double(), acc.double())
     acc = acc * xscale[:, None]
     return acc if bias is None else acc + bias
 
@@ -124,6 +137,9 @@ def qgemm(
 ) -> Tensor:
     """Multiply float activations by a packed weight: ``x @ w.T + bias``.
 
+    The C code puts the weight into tiles on every call; a layer that is used again keeps them, see
+    `cmibq.ops.qlinear`, and has the same bits.
+
     Args:
         x: [M, K], contiguous. float32 on the CPU runs in C, where no float copy of the weight is
             made; other dtypes and devices use `reference`, which makes one.
@@ -166,7 +182,7 @@ def qgemm_s8(
     """Multiply 8-bit activations with one scale per row by a packed weight.
 
     The dot products of a group are integers; their sum over groups, in order, is
-    ``acc + scale * dot`` in float32 without FMA; the result is ``acc * xscale + bias``. The same
+    ``fma(scale, dot, acc)`` in float32; the result is ``acc * xscale + bias``. The same
     bits on every ISA and in `reference_s8`.
 
     Args:

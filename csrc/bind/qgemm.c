@@ -24,7 +24,7 @@ static int check_sizes(const cq_args *a, const cq_packed *w, size_t longest) {
     if (w->zero && cq_expect_size(a, "zero: dimension Z", a->dim['Z'],
                                   cq_packed_bytes(w->G, w->bits), "ceil(G * bits / 8)") < 0)
         return -1;
-    return cq_expect_size(a, "work", a->dim['W'], cq_qgemm_workspace(a->dim['M'], w),
+    return cq_expect_size(a, "work", a->dim['W'], cq_qgemm_workspace(&a->cx, a->dim['M'], w),
                           "bytes = qgemm_workspace(M, N, K, G, bits)");
 }
 
@@ -88,5 +88,5 @@ PyObject *cq_py_qgemm_workspace(PyObject *self, PyObject *const *args, Py_ssize_
     if (CQ_PARSE("qgemm_workspace", workspace, &a) < 0) return NULL;
     const cq_packed w = {NULL,           NULL,           NULL,       (size_t)a.i[1],
                          (size_t)a.i[2], (size_t)a.i[3], (int)a.i[4]};
-    return PyLong_FromSize_t(cq_qgemm_workspace((size_t)a.i[0], &w));
+    return PyLong_FromSize_t(cq_qgemm_workspace(&a.cx, (size_t)a.i[0], &w));
 }

@@ -15,9 +15,8 @@ enum { TILES, GROUPS, BITS, STRIP_BITS, ASYMMETRIC, BIAS, UP, RESIDUAL, ACT, OUT
         {"residual", FLOAT, "MN", CQ_IN | CQ_OPT, 0, 0}, {"act", CQ_ARG_INT, NULL, 0, 0, 3},       \
         {"out", FLOAT, "MN", CQ_OUT, 0, 0}, {"work", NPY_UINT8, "W", CQ_OUT, 0, 0}
 
-/* `first` is the position of tiles. */
-static PyObject *run(cq_args *a, size_t first, cq_qlinear_mode mode, int bf16) {
-    cq_status status;
+/* Fill q; `first` is the position of tiles. 0, or -1 with an exception set. */
+static int prepare(cq_args *a, size_t first, cq_qlinear_mode mode, int bf16, cq_qlinear *to) {
     void **ptr = a->ptr + first;
     const long long *number = a->i + first;
     cq_qlinear q = {.x = a->ptr[0], .M = a->dim['M'], .mode = mode};
@@ -33,19 +32,22 @@ static PyObject *run(cq_args *a, size_t first, cq_qlinear_mode mode, int bf16) {
                         .bf16 = bf16};
     if (mode == CQ_QLINEAR_CODES) q.e.xscale = a->ptr[1];
     const size_t longest = mode == CQ_QLINEAR_F32 ? SIZE_MAX : CQ_QGEMM_S8_GROUP;
-    if (q.w.K > CQ_MOST_INPUTS || cq_check_tiles(a, &q.w, a->dim['S'], longest) < 0) return NULL;
+    if (q.w.K > CQ_MOST_INPUTS) {
+        PyErr_Format(PyExc_ValueError, "%s: x has %zu inputs, allowed are up to 2**31", a->op,
+                     q.w.K);
+        return -1;
+    }
+    if (cq_check_tiles(a, &q.w, a->dim['S'], longest) < 0) return -1;
     if (cq_expect_size(a, "tiles", a->dim['T'], cq_qtile_sizes(&q.w).tiles,
                        "bytes = qgemm_tiles_bytes(...)") < 0)
-        return NULL;
+        return -1;
     const size_t need = cq_qlinear_workspace(&a->cx, &q);
     if (a->dim['W'] < need) { /* more is welcome: callers keep one for several layers */
         cq_expect_size(a, "work", a->dim['W'], need, "bytes, at least, = qlinear_workspace(...)");
-        return NULL;
+        return -1;
     }
-    Py_BEGIN_ALLOW_THREADS
-    status = cq_qlinear_run(&a->cx, &q, ptr[WORK]);
-    Py_END_ALLOW_THREADS
-    return cq_done(a, status);
+    *to = q;
+    return 0;
 }
 
 static const cq_arg qlinear_f32[] = {
@@ -56,8 +58,14 @@ static const cq_arg qlinear_f32[] = {
 
 PyObject *cq_py_qlinear_f32(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
+    cq_qlinear q;
+    cq_status status;
     if (CQ_PARSE("qlinear_f32", qlinear_f32, &a) < 0) return NULL;
-    return run(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 0);
+    if (prepare(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 0, &q) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg qlinear_bf16[] = {
@@ -68,8 +76,14 @@ static const cq_arg qlinear_bf16[] = {
 
 PyObject *cq_py_qlinear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
+    cq_qlinear q;
+    cq_status status;
     if (CQ_PARSE("qlinear_bf16", qlinear_bf16, &a) < 0) return NULL;
-    return run(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 1);
+    if (prepare(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 1, &q) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg qlinear_s8[] = {
@@ -80,8 +94,14 @@ static const cq_arg qlinear_s8[] = {
 
 PyObject *cq_py_qlinear_s8(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
+    cq_qlinear q;
+    cq_status status;
     if (CQ_PARSE("qlinear_s8", qlinear_s8, &a) < 0) return NULL;
-    return run(&a, 2, CQ_QLINEAR_CODES, 0);
+    if (prepare(&a, 2, CQ_QLINEAR_CODES, 0, &q) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);
+    Py_END_ALLOW_THREADS
+    return cq_done(&a, status);
 }
 
 static const cq_arg workspace[] = {

@@ -103,7 +103,7 @@ typedef struct cq_packed {
 /* out [M, N] = x [M, K] . w^T + bias [N] (or NULL); the s8 form multiplies row m by xscale[m] and
  * takes groups of up to CQ_QGEMM_S8_GROUP inputs. `work`: cq_qgemm_workspace bytes, content free.
  */
-size_t cq_qgemm_workspace(size_t M, const cq_packed *w);
+size_t cq_qgemm_workspace(const cq_ctx *cx, size_t M, const cq_packed *w);
 cq_status cq_qgemm_f32(cq_ctx *cx, const float *x, const cq_packed *w, const float *bias,
                        float *out, uint8_t *work, size_t M);
 cq_status cq_qgemm_s8(cq_ctx *cx, const int8_t *x, const float *xscale, const cq_packed *w,
@@ -179,11 +179,12 @@ cq_status cq_project_row(cq_ctx *cx, const float *x, const float *weight, double
                          double target, float *out, size_t R, size_t C);
 cq_status cq_project_bwd_row(cq_ctx *cx, const float *g, const float *b, const float *weight,
                              double lo, double hi, float *gx, size_t R, size_t C);
-cq_status cq_round_bits_row(cq_ctx *cx, const float *b, int lo, int hi, int64_t total,
-                            uint8_t *out, size_t R, size_t C);
+cq_status cq_round_bits_row(cq_ctx *cx, const float *b, int lo, int hi, int64_t total, uint8_t *out,
+                            size_t R, size_t C);
 
 /* A fusion block: q = xq wq^T + bq, k = xk wk^T + bk, v = xk wv^T + bv, heads of width E / H, ctx =
- * softmax(q k^T / sqrt(E / H)) v, y = (residual ? xq : 0) + ctx wo^T + bo, out = layer norm of y. */
+ * softmax(q k^T / sqrt(E / H)) v, y = (residual ? xq : 0) + ctx wo^T + bo, out = layer norm of y.
+ */
 typedef struct cq_attention_args {
     size_t B, Lq, Lk, Dq, Dk, E, Do, H; /* H divides E; all but B, Lq, Lk at least 1 */
     const float *xq, *xk;               /* [B, Lq, Dq], [B, Lk, Dk] */

@@ -43,7 +43,7 @@ static void qgemm(run *t, int integer) {
     float *out = take(t, M * N * sizeof *out);
     for (int bits = 2; bits <= 8; bits++) {
         const cq_packed w = packed_weight(t, N, bits, bits % 2);
-        uint8_t *work = take(t, cq_qgemm_workspace(M, &w));
+        uint8_t *work = take(t, cq_qgemm_workspace(t->cx, M, &w));
         report_status(t, integer ? cq_qgemm_s8(t->cx, codes, xscale, &w, bias, out, work, M)
                                  : cq_qgemm_f32(t->cx, x, &w, bias, out, work, M));
         report_f32(t, out, M * N);

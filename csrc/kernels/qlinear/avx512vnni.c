@@ -7,9 +7,9 @@
 #if CQ_X86
 #include "core/isa_begin_avx512vnni.h"
 
+#include "kernels/qlinear/sums_avx512.h"
 #include "kernels/qlinear/tile_avx512.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Rows at once, and how far ahead in bytes codes are asked for: 2 KiB gave 18.5 GB/s of codes on
@@ -74,8 +74,8 @@ CQ_INLINE void block_dots(const uint8_t *tiles, const int bits, const int8_t *x,
 }
 
 /* Widths and numbers of rows: dots_B_R sums R rows of codes of B bits. */
-typedef void dots_fn(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0, size_t k1,
-                     int32_t *dot);
+typedef void cq_dots_fn(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0, size_t k1,
+                        int32_t *dot);
 #define DOTS(B, R)                                                                                 \
     static void dots_##B##_##R(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0,       \
                                size_t k1, int32_t *dot) {                                          \
@@ -88,7 +88,7 @@ WIDTHS(4)
 WIDTHS(8)
 #undef DOTS
 #define ROW(R) {dots_2_##R, dots_3_##R, dots_4_##R, dots_5_##R, dots_6_##R, dots_7_##R, dots_8_##R}
-    static dots_fn *const aligned_dots[4][7] = {ROW(1), ROW(2), ROW(4), ROW(8)};
+static cq_dots_fn *const aligned_dots[4][7] = {ROW(1), ROW(2), ROW(4), ROW(8)};
 
 #define HALF(B)                                                                                    \
     case B: half ? cq_half_tile(tile, B, 1, v) : cq_half_tile(tile, B, 0, v); break;
@@ -126,27 +126,6 @@ static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k
         aligned_dots[__builtin_ctz((unsigned)R)][t->bits - 2](tiles, x, t->ldx, k0, k1, dot);
 }
 
-typedef struct grid { /* of a group */
-    __m512 scale;
-    __m512i zero;
-} grid;
-
-CQ_INLINE grid grid_of(const cq_qlinear_strip *t, size_t g) {
-    const __m256i half = _mm256_loadu_si256((const void *)(t->head + 2 * g * CQ_STRIP));
-    grid a = {_mm512_cvtph_ps(half), _mm512_set1_epi32(1 << (t->bits - 1))};
-    if (t->asymmetric) {
-        const __m128i zero = _mm_loadu_si128((const void *)(t->head + (2 * t->G + g) * CQ_STRIP));
-        a.zero = _mm512_cvtepu8_epi32(zero);
-    }
-    return a;
-}
-
-/* dot - zero * sum, as float. */
-CQ_INLINE __m512 centred(__m512i dot, __m512i zero, int32_t sum) {
-    return _mm512_cvtepi32_ps(
-        _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, _mm512_set1_epi32(sum))));
-}
-
 CQ_INLINE size_t rows_at_once(size_t left) {
     const size_t most = left < MOST_ROWS ? left : MOST_ROWS;
     return (size_t)1 << (31 - __builtin_clz((unsigned)most));
@@ -161,32 +140,9 @@ void cq_qlinear_s8_strip_avx512vnni(const cq_qlinear_strip *t) {
         for (size_t m = 0, R; m < t->M; m += R) {
             R = rows_at_once(t->M - m);
             dots(t, t->x + m * t->ldx, g * group, (g + 1) * group, R, dot);
-            for (size_t r = 0; r < R; r++) {
-                const __m512i sum = _mm512_load_si512((const void *)(dot + r * 16));
-                const __m512 f = centred(sum, a.zero, t->xsum[g * t->stride + m + r]);
-                float *acc = t->out + (m + r) * CQ_STRIP;
-                _mm512_storeu_ps(acc, _mm512_fmadd_ps(a.scale, f, _mm512_loadu_ps(acc)));
-            }
+            for (size_t r = 0; r < R; r++) add_group(t, g, m + r, a, dot + r * CQ_STRIP);
         }
     }
-}
-
-/* high * 256 + low digits of two rows of sums. */
-CQ_INLINE __m512i two_digits(const int32_t *high, const int32_t *low) {
-    return _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512((const void *)high), 8),
-                            _mm512_load_si512((const void *)low));
-}
-
-/* Add the block b of row m, whose digits have the sums `dot`. */
-CQ_INLINE void add_block(const cq_qlinear_strip *t, size_t b, size_t m, grid a,
-                         const int32_t *dot) {
-    const int32_t *sum = t->xsum + 2 * (b * t->stride + m);
-    const __m512 high = centred(two_digits(dot + 48, dot + 32), a.zero, sum[0]);
-    const __m512 low = centred(two_digits(dot + 16, dot), a.zero, sum[1]);
-    const __m512 f = _mm512_fmadd_ps(high, _mm512_set1_ps(65536.0f), low);
-    const __m512 scale = _mm512_mul_ps(a.scale, _mm512_set1_ps(t->xstep[b * t->stride + m]));
-    float *acc = t->out + m * CQ_STRIP;
-    _mm512_storeu_ps(acc, _mm512_fmadd_ps(scale, f, _mm512_loadu_ps(acc)));
 }
 
 void cq_qlinear_f32_strip_avx512vnni(const cq_qlinear_strip *t) {

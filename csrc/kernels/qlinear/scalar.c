@@ -22,8 +22,8 @@
  * 2**-30 of the largest: |error| <= 2**-30 * max |x| * sum |w| + 2**-22 * sum over blocks of
  * |scale * step * f| + the roundings of acc. Groups of s8 have at most 65793 inputs. `stride` of
  * the sums and steps is between blocks. No aliasing. Exactness: EXACT; FMA where written. */
+#include "core/activation.h"
 #include "core/dispatch.h"
-#include "core/half.h"
 
 #include <math.h>
 
@@ -155,6 +155,7 @@ void cq_qlinear_finish_scalar(const float *acc, const cq_epilogue_at *at, const 
             float y = acc[i];
             if (e->xscale) y *= e->xscale[m];
             if (e->bias) y += e->bias[n];
+            y = cq_activate(y, e->act);
             if (e->up) y *= other(e->up, to, e->bf16);
             if (e->residual) y += other(e->residual, to, e->bf16);
             if (e->bf16)

@@ -1,8 +1,4 @@
-"""Cases of qlinear: activations times the tiles of a packed weight, every step as documented.
-
-Products of at most 53 bits and sums of integers are exact in float64 or int64; an FMA is a float64
-sum rounded to odd and then to float32, which is one rounding.
-"""
+"""Cases of qlinear: activations times the tiles of a packed weight, every step as documented."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.cases import qtile
 from tests.kernels.cases.base import Arrays, Case
-from tests.kernels.cases.qgemm import groups_of
+from tests.kernels.cases.sums import f32_sums, groups_of, s8_sums
 
 ROWS = 11
 
@@ -38,27 +34,6 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
     }
 
 
-def fma(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float32]:
-    """Return a * b + c rounded once: float32 operands, whose product is exact in float64."""
-    p = a.astype(np.float64) * b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        s = p + c
-        t = s - p  # the error of the sum, exactly (Knuth)
-        rest = (p - (s - t)) + (c - t)
-    bits = s.view(np.int64)
-    odd = np.where((rest != 0) & (bits & 1 == 0), 1, 0)
-    away = np.where((rest > 0) == (s > 0), odd, -odd)  # to odd, on the side of the exact sum
-    return np.where(np.isfinite(s), (bits + away).view(np.float64), s).astype(np.float32)
-
-
-def blocks(cols: int, groups: int, most: int) -> Iterator[tuple[int, slice]]:
-    """Yield (group, inputs) of every block of at most `most` inputs."""
-    size = cols // groups
-    for g in range(groups):
-        for k in range(g * size, (g + 1) * size, most):
-            yield g, slice(k, min(k + most, (g + 1) * size))
-
-
 def levels(a: Arrays, bits: object, asymmetric: bool) -> NDArray[np.int64]:
     out = np.empty(a["codes"].shape, np.int64)
     for s, b in qtile.strips(a, bits):
@@ -68,32 +43,6 @@ def levels(a: Arrays, bits: object, asymmetric: bool) -> NDArray[np.int64]:
         size = a["codes"].shape[1] // zero.shape[1]
         out[s] = (a["codes"][s] & mask).astype(np.int64) - np.repeat(zero, size, 1)
     return out
-
-
-def f32_sums(x: NDArray, level: NDArray, scale: NDArray) -> NDArray[np.float32]:
-    acc = np.zeros((len(x), len(level)), np.float32)
-    for g, k in blocks(x.shape[1], scale.shape[1], 256):
-        most = np.abs(x[:, k]).max(1, initial=0)
-        finite = np.isfinite(most)
-        e = np.maximum(np.frexp(np.where(finite, most, 1))[1] - 1, -90)
-        e = np.where(most == 0, -90, e)
-        given = np.where(finite[:, None], x[:, k], 0).astype(np.float64)
-        q = np.rint(np.ldexp(given, 29 - e[:, None])).astype(np.int64)
-        low = (q + 0x8080) % 65536 - 0x8080
-        high = (q - low) // 65536
-        parts = [(d @ level[:, k].T).astype(np.float32) for d in (high, low)]
-        f = fma(parts[0], np.float32(65536), parts[1])
-        step = np.where(finite, np.ldexp(1.0, e - 29), np.nan).astype(np.float32)
-        acc = fma(scale[:, g] * step[:, None], f, acc)
-    return acc
-
-
-def s8_sums(x: NDArray, level: NDArray, scale: NDArray) -> NDArray[np.float32]:
-    acc = np.zeros((len(x), len(level)), np.float32)
-    for g, k in blocks(x.shape[1], scale.shape[1], 1 << 30):
-        dot = (x[:, k].astype(np.int64) @ level[:, k].T).astype(np.float32)
-        acc = fma(np.broadcast_to(scale[:, g], dot.shape), dot, acc)
-    return acc
 
 
 def forms(a: Arrays) -> Iterator[tuple[str, object, bool]]:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from tests.kernels.cases.base import Arrays, Case
 from tests.kernels.cases.pack import stream
-from tests.kernels.cases.qgemm import BITS, groups_of
+from tests.kernels.cases.qgemm import BITS
+from tests.kernels.cases.sums import groups_of
 
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 MIXED = (2, 8, 4, 3, 5, 7, 6)
