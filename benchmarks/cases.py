@@ -7,6 +7,8 @@ from benchmarks.axes import (
     fakequant_forward,
     fakequant_train,
     gemm_f32,
+    qgemm,
+    qgemm_prefill,
     scale_search,
     weights,
 )
@@ -17,6 +19,8 @@ __all__ = ["AXES", "CASES", "cases"]
 CASES: list[Case] = [
     *fakequant_forward.CASES,
     *fakequant_train.CASES,
+    *qgemm.CASES,
+    *qgemm_prefill.CASES,
     *gemm_f32.CASES,
     *scale_search.CASES,
     *call_overhead.CASES,

@@ -32,14 +32,12 @@ def int4pack(m: int, n: int, k: int, group: int, *, cycle: bool = True) -> Call:
     import torch
 
     x = torch.randn(m, k).to(torch.bfloat16)
-    calls = []
-    for seed in range(_count(n * k // 2, cycle)):
-        random = torch.Generator().manual_seed(seed)
-        codes = torch.randint(0, 16, (n, k), generator=random, dtype=torch.int32)
-        packed = torch._convert_weight_to_int4pack_for_cpu(codes, 2)
-        scales = torch.full((k // group, n, 2), 0.01, dtype=torch.bfloat16)
-        calls.append(_bind(torch._weight_int4pack_mm_for_cpu, x, packed, group, scales))
-    return ring(calls)
+    codes = torch.randint(0, 16, (n, k), dtype=torch.int32)
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 2)
+    scales = torch.full((k // group, n, 2), 0.01, dtype=torch.bfloat16)
+    weights = [packed.clone() for _ in range(_count(n * k // 2, cycle))]
+    multiply = torch._weight_int4pack_mm_for_cpu
+    return ring([_bind(multiply, x, weight, group, scales) for weight in weights])
 
 
 def int8pack(m: int, n: int, k: int, *, cycle: bool = True) -> Call:
