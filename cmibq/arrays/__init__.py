@@ -11,6 +11,7 @@ from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
 from cmibq.arrays.grids import fakequant_log2, fakequant_torch_compat, power_of_two
+from cmibq.arrays.histogram import Histogram, klclip, percentile
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
@@ -21,6 +22,7 @@ from cmibq.arrays.search import ScaleSearch, search_scales
 
 __all__ = [
     "Choice",
+    "Histogram",
     "Race",
     "ScaleSearch",
     "absmax",
@@ -35,8 +37,10 @@ __all__ = [
     "fakequant_token",
     "fakequant_torch_compat",
     "gemm",
+    "klclip",
     "minmax",
     "pack",
+    "percentile",
     "power_of_two",
     "project_bits",
     "project_bits_backward",

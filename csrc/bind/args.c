@@ -17,6 +17,7 @@ static const char *dtype_name(int type) {
     case NPY_UINT8: return "uint8";
     case NPY_INT8: return "int8";
     case NPY_INT32: return "int32";
+    case NPY_UINT32: return "uint32";
     case NPY_INT64: return "int64";
     case NPY_UINT16: return "uint16";
     case NPY_FLOAT16: return "float16";

@@ -227,4 +227,20 @@ size_t cq_allocate_workspace(size_t n, size_t m);
 cq_status cq_allocate(cq_ctx *cx, const float *d, const cq_alloc_costs *costs, int64_t budget,
                       uint8_t *choice, double *info, int64_t *spent, uint8_t *work, size_t n);
 
+/* Histograms (kernels/histogram); workspaces in bytes. counts [size] += places floor(x / 2**exponent)
+ * - first of x [n]. out [R, K]: elements of rank ranks [K] of every row. counts [R, size]: of
+ * |x| / top * size, top [R] the largest magnitude. best, least [R]: see klclip. */
+size_t cq_histogram_workspace(size_t n, size_t size);
+cq_status cq_histogram(cq_ctx *cx, const float *x, int exponent, int64_t first, int64_t *counts,
+                       uint32_t *work, size_t n, size_t size);
+size_t cq_ranks_workspace(size_t R, size_t C);
+cq_status cq_ranks_row(cq_ctx *cx, const float *x, const int64_t *ranks, float *out, uint32_t *work,
+                       size_t R, size_t C, size_t K);
+size_t cq_magnitudes_workspace(size_t R, size_t size);
+cq_status cq_magnitudes_row(cq_ctx *cx, const float *x, uint32_t *counts, float *top,
+                            uint32_t *work, size_t R, size_t C, size_t size);
+size_t cq_klclip_workspace(size_t R, size_t size);
+cq_status cq_klclip_row(cq_ctx *cx, const uint32_t *counts, size_t levels, uint32_t *best,
+                        double *least, double *work, size_t R, size_t size);
+
 #endif

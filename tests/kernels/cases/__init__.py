@@ -14,6 +14,7 @@ from tests.kernels.cases import (
     fakequant,
     fakequant_grids,
     gemm,
+    histogram,
     pack,
     qgemm,
     qlinear,
@@ -40,4 +41,5 @@ CASES: dict[str, Case] = {
     **qlinear.CASES,
     **qprefill.CASES,
     **alloc.CASES,
+    **histogram.CASES,
 }
