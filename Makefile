@@ -88,14 +88,6 @@ bench-docs: $(VENV)
 	$(BIN)/python benchmarks/table.py
 
 docs: $(VENV)
-	$(BIN)/python benchmarks/roofline.py
-	$(BIN)/python benchmarks/table.py
-
-bench-quick: $(VENV)
-	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"
-	$(BIN)/python benchmarks/run.py --quick $(ARGS)
-
-docs: $(VENV)
 	$(PIP) "sphinx>=7" "myst-parser>=3" furo
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 

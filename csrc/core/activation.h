@@ -27,7 +27,8 @@ CQ_INLINE float cq_exp(float x) {
     return p * cq_bits_float((cq_float_bits(t) - 0x4B400000u + 127u) << 23);
 }
 
-/* a where `yes`, else b; by bits, because compilers make a branch of ?: that they do not vectorise. */
+/* a where `yes`, else b; by bits, because compilers make a branch of ?: that they do not vectorise.
+ */
 CQ_INLINE float cq_select(int yes, float a, float b) {
     const uint32_t mask = 0u - (uint32_t)yes;
     return cq_bits_float((cq_float_bits(a) & mask) | (cq_float_bits(b) & ~mask));
