@@ -192,7 +192,13 @@ cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const
     return CQ_OK;
 }
 
-size_t cq_fakequant_bwd_blocks(size_t R, size_t C) { return cq_ceil_div(R, cq_grain(C)); }
+/* Rows per block of the column form: at most 32 blocks, for every one has sums to write and add. */
+static size_t column_grain(size_t R, size_t C) {
+    const size_t least = cq_grain(C), wanted = cq_ceil_div(R, 32);
+    return wanted > least ? wanted : least;
+}
+
+size_t cq_fakequant_bwd_blocks(size_t R, size_t C) { return cq_ceil_div(R, column_grain(R, C)); }
 
 cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const float *scale,
                                const float *lo, const float *hi, float *gx, double *gscale,
@@ -201,7 +207,7 @@ cq_status cq_fakequant_bwd_col(cq_ctx *cx, const float *x, const float *g, const
     CQ_TRY(check_affine(cx, scale, lo, hi, C));
     const int stream = cq_fakequant_streams(g, gx, R, C);
     job j = {cx->k->fakequant_bwd_f32_col, {x, g, gx, NULL, scale, lo, hi, R, C, stream}, 0, work};
-    CQ_TRY(cq_parallel_rows(cx, R, cq_grain(C), all_columns, &j));
+    CQ_TRY(cq_parallel_rows(cx, R, column_grain(R, C), all_columns, &j));
     for (size_t c = 0; c < C; c++) gscale[c] = 0.0;
     for (size_t b = 0; b < cq_fakequant_bwd_blocks(R, C); b++)
         for (size_t c = 0; c < C; c++) gscale[c] += work[b * C + c];

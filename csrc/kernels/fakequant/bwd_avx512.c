@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The backward pass adds the two halves of each vector to one register of eight double lanes in
- * index order, which is the scalar kernel's lane i % 8; columns keep theirs over four rows. The
- * divider is hidden behind memory (26 GB/s, as adding two streams), so it stays. */
+ * index order, which is the scalar kernel's lane i % 8; columns keep theirs over four rows. A
+ * product of two floats is exact in double, so an FMA adds it with the same bits. The divider is
+ * hidden behind memory (26 GB/s, as adding two streams), so it stays. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
@@ -10,27 +11,35 @@ typedef struct grid {
     __m512 s, lo, hi;
 } grid;
 
-/* *d = r - (inside ? v : 0); returns `inside`. */
+/* *d = r - (inside ? v : 0); returns `inside`: clamping changes nothing. */
 CQ_INLINE __mmask16 slope(__m512 x, const grid *p, __m512 *d) {
     const __m512 v = _mm512_div_ps(x, p->s);
-    const __mmask16 above = _mm512_cmp_ps_mask(v, p->lo, _CMP_GE_OQ);
-    const __mmask16 inside = _mm512_mask_cmp_ps_mask(above, v, p->hi, _CMP_LE_OQ);
     const __m512 clamped = _mm512_min_ps(p->hi, _mm512_max_ps(p->lo, v));
+    const __mmask16 inside = _mm512_cmp_ps_mask(clamped, v, _CMP_EQ_OQ);
     const __m512 r = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    *d = _mm512_sub_ps(r, _mm512_maskz_mov_ps(inside, v));
+    *d = _mm512_mask_sub_ps(r, inside, r, v);
     return inside;
 }
 
-CQ_INLINE __m512d products(__m256 a, __m256 b) {
-    return _mm512_mul_pd(_mm512_cvtps_pd(a), _mm512_cvtps_pd(b));
+CQ_INLINE __m512d add_product(__m512d sum, __m256 g, __m256 d) {
+    return _mm512_fmadd_pd(_mm512_cvtps_pd(g), _mm512_cvtps_pd(d), sum);
 }
 
-CQ_INLINE __m512d low(__m512 g, __m512 d) {
-    return products(_mm512_castps512_ps256(g), _mm512_castps512_ps256(d));
-}
-
-CQ_INLINE __m512d high(__m512 g, __m512 d) {
-    return products(_mm512_extractf32x8_ps(g, 1), _mm512_extractf32x8_ps(d, 1));
+/* Gradient of sixteen elements; their two halves go to *even and *odd (which may be one). */
+CQ_INLINE void sixteen(const float *x, const float *g, float *gx, const grid *p, __m512d *even,
+                       __m512d *odd, int stream) {
+    __m512 d;
+    const __mmask16 inside = slope(_mm512_loadu_ps(x), p, &d);
+    *even = add_product(*even, _mm256_loadu_ps(g), _mm512_castps512_ps256(d));
+    *odd = add_product(*odd, _mm256_loadu_ps(g + 8), _mm512_extractf32x8_ps(d, 1));
+    const __m512 result = _mm512_maskz_loadu_ps(inside, g);
+    if (stream) {
+        _mm_prefetch((const char *)(x + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
+        _mm_prefetch((const char *)(g + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
+        _mm512_stream_ps(gx, result);
+    } else {
+        _mm512_storeu_ps(gx, result);
+    }
 }
 
 /* The elements of a row before a cache line of gx starts, one after the other in the upper lanes of
@@ -42,7 +51,8 @@ CQ_INLINE __m512d some(const float *x, const float *g, float *gx, __mmask16 m, c
     const __mmask16 inside = slope(_mm512_maskz_expandloadu_ps(m, x), p, &d);
     d = _mm512_maskz_mov_ps(m, d);
     _mm512_mask_compressstoreu_ps(gx, m, _mm512_maskz_mov_ps(inside, gv));
-    return _mm512_add_pd(_mm512_add_pd(lane, low(gv, d)), high(gv, d));
+    lane = add_product(lane, _mm512_castps512_ps256(gv), _mm512_castps512_ps256(d));
+    return add_product(lane, _mm512_extractf32x8_ps(gv, 1), _mm512_extractf32x8_ps(d, 1));
 }
 
 CQ_INLINE double row(const float *x, const float *g, float *gx, size_t n, const grid *p,
@@ -51,19 +61,7 @@ CQ_INLINE double row(const float *x, const float *g, float *gx, size_t n, const 
     __m512d lane = _mm512_setzero_pd();
     if (head) lane = some(x, g, gx, (__mmask16)(0xFFFF0000u >> head), p, lane);
     size_t i = head;
-    for (; i + 16 <= n; i += 16) {
-        const __m512 gv = _mm512_loadu_ps(g + i);
-        __m512 d;
-        const __mmask16 inside = slope(_mm512_loadu_ps(x + i), p, &d);
-        lane = _mm512_add_pd(_mm512_add_pd(lane, low(gv, d)), high(gv, d));
-        if (stream) {
-            _mm_prefetch((const char *)(x + i + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
-            _mm_prefetch((const char *)(g + i + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
-            _mm512_stream_ps(gx + i, _mm512_maskz_mov_ps(inside, gv));
-        } else {
-            _mm512_storeu_ps(gx + i, _mm512_maskz_mov_ps(inside, gv));
-        }
-    }
+    for (; i + 16 <= n; i += 16) sixteen(x + i, g + i, gx + i, p, &lane, &lane, stream);
     if (i < n) lane = some(x + i, g + i, gx + i, cq_tail_mask(n - i), p, lane);
     double l[8], ordered[8];
     _mm512_storeu_pd(l, lane);
@@ -84,31 +82,38 @@ void cq_fakequant_bwd_f32_row_avx512(const cq_fakequant_block *b) {
     if (b->stream) _mm_sfence();
 }
 
-/* Up to four rows of sixteen columns. */
-CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_t i, __mmask16 m,
-                       int stream) {
-    const __mmask8 m_low = (__mmask8)m, m_high = (__mmask8)(m >> 8);
-    const grid p = {_mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), m, b->scale + i),
-                    _mm512_maskz_loadu_ps(m, b->lo + i), _mm512_maskz_loadu_ps(m, b->hi + i)};
-    __m512d even = _mm512_maskz_loadu_pd(m_low, b->gscale + i);
-    __m512d odd = _mm512_maskz_loadu_pd(m_high, b->gscale + i + 8);
+/* Sixteen columns of up to four rows. */
+CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_t i, int stream) {
+    const grid p = {_mm512_loadu_ps(b->scale + i), _mm512_loadu_ps(b->lo + i),
+                    _mm512_loadu_ps(b->hi + i)};
+    __m512d even = _mm512_loadu_pd(b->gscale + i), odd = _mm512_loadu_pd(b->gscale + i + 8);
     for (size_t k = r; k < r + rows; k++) {
         const size_t at = k * b->cols + i;
-        const __m512 gv = _mm512_maskz_loadu_ps(m, b->g + at);
+        sixteen(b->x + at, b->g + at, b->out + at, &p, &even, &odd, stream);
+    }
+    _mm512_storeu_pd(b->gscale + i, even);
+    _mm512_storeu_pd(b->gscale + i + 8, odd);
+}
+
+/* The first columns under a mask. */
+static void some_columns(const cq_fakequant_block *b, size_t r, size_t rows, size_t i,
+                         __mmask16 m) {
+    const __mmask8 low = (__mmask8)m, high = (__mmask8)(m >> 8);
+    const grid p = {_mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), m, b->scale + i),
+                    _mm512_maskz_loadu_ps(m, b->lo + i), _mm512_maskz_loadu_ps(m, b->hi + i)};
+    __m512d even = _mm512_maskz_loadu_pd(low, b->gscale + i);
+    __m512d odd = _mm512_maskz_loadu_pd(high, b->gscale + i + 8);
+    for (size_t k = r; k < r + rows; k++) {
+        const size_t at = k * b->cols + i;
+        const __m512 g = _mm512_maskz_loadu_ps(m, b->g + at);
         __m512 d;
         const __mmask16 inside = slope(_mm512_maskz_loadu_ps(m, b->x + at), &p, &d);
-        even = _mm512_add_pd(even, low(gv, d));
-        odd = _mm512_add_pd(odd, high(gv, d));
-        if (stream) {
-            _mm_prefetch((const char *)(b->x + at + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
-            _mm_prefetch((const char *)(b->g + at + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
-            _mm512_stream_ps(b->out + at, _mm512_maskz_mov_ps(inside, gv));
-        } else {
-            _mm512_mask_storeu_ps(b->out + at, m, _mm512_maskz_mov_ps(inside, gv));
-        }
+        even = add_product(even, _mm512_castps512_ps256(g), _mm512_castps512_ps256(d));
+        odd = add_product(odd, _mm512_extractf32x8_ps(g, 1), _mm512_extractf32x8_ps(d, 1));
+        _mm512_mask_storeu_ps(b->out + at, m, _mm512_maskz_mov_ps(inside, g));
     }
-    _mm512_mask_storeu_pd(b->gscale + i, m_low, even);
-    _mm512_mask_storeu_pd(b->gscale + i + 8, m_high, odd);
+    _mm512_mask_storeu_pd(b->gscale + i, low, even);
+    _mm512_mask_storeu_pd(b->gscale + i + 8, high, odd);
 }
 
 void cq_fakequant_bwd_f32_col_avx512(const cq_fakequant_block *b) {
@@ -119,10 +124,12 @@ void cq_fakequant_bwd_f32_col_avx512(const cq_fakequant_block *b) {
     for (size_t r = 0; r < b->rows; r += 4) {
         const size_t rows = cq_min_size(4, b->rows - r);
         size_t i = head;
-        if (head) columns(b, r, rows, 0, cq_tail_mask(head), 0);
+        if (head) some_columns(b, r, rows, 0, cq_tail_mask(head));
         if (stream)
-            for (; i + 16 <= n; i += 16) columns(b, r, rows, i, 0xFFFF, 1);
-        for (; i < n; i += 16) columns(b, r, rows, i, cq_tail_mask(n - i), 0);
+            for (; i + 16 <= n; i += 16) columns(b, r, rows, i, 1);
+        else
+            for (; i + 16 <= n; i += 16) columns(b, r, rows, i, 0);
+        if (i < n) some_columns(b, r, rows, i, cq_tail_mask(n - i));
     }
     if (stream) _mm_sfence();
 }
