@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.axes import (
+    allocate,
     call_overhead,
     fakequant_forward,
     fakequant_train,
@@ -10,6 +11,7 @@ from benchmarks.axes import (
     qgemm,
     qgemm_prefill,
     scale_search,
+    statistics,
     weights,
 )
 from benchmarks.case import Case
@@ -23,6 +25,8 @@ CASES: list[Case] = [
     *qgemm_prefill.CASES,
     *gemm_f32.CASES,
     *scale_search.CASES,
+    *allocate.CASES,
+    *statistics.CASES,
     *call_overhead.CASES,
     *weights.CASES,
 ]
