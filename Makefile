@@ -68,6 +68,11 @@ asan: $(VENV)
 	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q --capture=sys -o pythonpath= -m "not slow" \
 	tests/kernels tests/arrays tests/test_capi.py tests/test_interrupt.py tests/test_nomemory.py
 
+# The kernels without Python: every ISA level against scalar, older CPUs and ARM emulated; the same
+# program under the thread sanitizer and under valgrind.
+parity tsan valgrind:
+	$(MAKE) --no-print-directory -f tests/parity/Makefile $(@:parity=run)
+
 # Every axis beside its peers; minutes on an otherwise idle machine. ARGS: see benchmarks/run.py.
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) --no-build-isolation $(EDITABLE) ".[bench]"

@@ -172,7 +172,7 @@ cq_status cq_fakequant_log2_col(cq_ctx *cx, const float *x, const float *scale, 
 
 size_t cq_fakequant_bwd_row_workspace(size_t R, size_t C) {
     const size_t chunks = cq_ceil_div(C, CQ_FAKEQUANT_CHUNK);
-    return chunks < 2 ? 0 : R * chunks;
+    return chunks < 2 ? 0 : cq_mul(R, chunks);
 }
 
 cq_status cq_fakequant_bwd_row(cq_ctx *cx, const float *x, const float *g, const float *scale,

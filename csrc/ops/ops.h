@@ -5,6 +5,7 @@
 #define CQ_OPS_H
 
 #include "core/dispatch.h"
+#include "core/size.h"
 #include "ops/gemm_plan.h"
 
 /* x, out [R, C]; scale, lo, hi [R] (row) or [C] (col). */

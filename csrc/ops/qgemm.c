@@ -15,8 +15,8 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 size_t cq_qgemm_workspace(const cq_ctx *cx, size_t M, const cq_packed *w) {
     cq_qlinear f32 = layer(w, M, CQ_QLINEAR_F32), s8 = layer(w, M, CQ_QLINEAR_CODES);
     f32.w.asymmetric = 1; /* the binding asks before it knows */
-    return 64 + cq_qtile_sizes(&f32.w).tiles +
-           max_size(cq_qlinear_workspace(cx, &f32), cq_qlinear_workspace(cx, &s8));
+    const size_t most = max_size(cq_qlinear_workspace(cx, &f32), cq_qlinear_workspace(cx, &s8));
+    return cq_add(most, cq_add(cq_qtile_sizes(&f32.w).tiles, 64));
 }
 
 static cq_status run(cq_ctx *cx, cq_qlinear *a, const cq_packed *w, uint8_t *work) {

@@ -23,7 +23,7 @@ typedef struct job {
     size_t x_bytes, sum_bytes, step_bytes, scale_bytes, rows_bytes, offset_bytes;
 } job;
 
-static size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t round64(size_t bytes) { return cq_round_up(bytes, 64); }
 
 static job plan(const cq_qlinear *a) {
     const cq_tiles *w = &a->w;
@@ -33,11 +33,11 @@ static job plan(const cq_qlinear *a) {
     j.blocks = w->K ? cq_blocks(w->K, w->G, f32) : 0;
     j.ldx = cq_ceil_div(w->K, CQ_TILE) * CQ_TILE;
     if (j.ldx / CQ_TILE % 2 == 0) j.ldx += CQ_TILE; /* rows 4 KiB apart would share a cache set */
-    j.x_bytes = a->M * j.digits * j.ldx;
-    j.sum_bytes = round64(j.blocks * a->M * (f32 ? 2 : 1) * sizeof(int32_t));
-    j.step_bytes = f32 ? round64(j.blocks * a->M * sizeof(float)) : 0;
-    j.scale_bytes = round64(a->M * sizeof(float));
-    j.rows_bytes = a->e.bf16 ? round64(a->M * w->K * sizeof(float)) : 0;
+    j.x_bytes = cq_mul(a->M, j.digits * j.ldx);
+    j.sum_bytes = round64(cq_mul(a->M, j.blocks * (f32 ? 2 : 1) * sizeof(int32_t)));
+    j.step_bytes = f32 ? round64(cq_mul(a->M, j.blocks * sizeof(float))) : 0;
+    j.scale_bytes = round64(cq_mul(a->M, sizeof(float)));
+    j.rows_bytes = a->e.bf16 ? round64(cq_mul(a->M, w->K * sizeof(float))) : 0;
     j.offset_bytes = w->strip_bits ? round64(cq_strips(w->N) * sizeof(size_t)) : 0;
     return j;
 }
@@ -45,8 +45,9 @@ static job plan(const cq_qlinear *a) {
 size_t cq_qlinear_workspace(const cq_ctx *cx, const cq_qlinear *a) {
     if (cq_qprefill_fits(a)) return cq_qprefill_workspace(cx, a);
     const job j = plan(a);
-    return 64 + j.x_bytes + j.sum_bytes + j.step_bytes + j.scale_bytes + j.rows_bytes +
-           j.offset_bytes;
+    const size_t sums = cq_add(j.sum_bytes, j.step_bytes),
+                 rows = cq_add(j.scale_bytes, j.rows_bytes);
+    return cq_add(cq_add(cq_add(j.x_bytes, sums), rows), 64 + j.offset_bytes);
 }
 
 static job start(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {

@@ -43,17 +43,18 @@ static strip first(const cq_tiles *t, size_t index) {
 cq_canonical_sizes cq_qtile_sizes(const cq_tiles *t) {
     cq_canonical_sizes sum = {0, 0, 0};
     if (!t->strip_bits) { /* asked for by every call of a layer */
-        sum.codes = t->N * cq_packed_bytes(t->K, t->bits);
-        sum.zeros = t->N * cq_packed_bytes(t->G, t->bits);
-        sum.tiles = cq_strips(t->N) * cq_strip_bytes(t->K, t->G, t->bits, t->asymmetric);
+        sum.codes = cq_mul(t->N, cq_packed_bytes(t->K, t->bits));
+        sum.zeros = cq_mul(t->N, cq_packed_bytes(t->G, t->bits));
+        const size_t bytes = cq_strip_bytes(t->K, t->G, t->bits, t->asymmetric);
+        sum.tiles = cq_mul(cq_strips(t->N), bytes);
         return sum;
     }
     for (size_t i = 0; i < cq_strips(t->N); i++) {
         const int bits = cq_bits_of_strip(t, i);
         const size_t rows = cq_min_size(t->N - i * CQ_STRIP, CQ_STRIP);
-        sum.codes += rows * cq_packed_bytes(t->K, bits);
+        sum.codes = cq_add(sum.codes, rows * cq_packed_bytes(t->K, bits));
         sum.zeros += rows * cq_packed_bytes(t->G, bits);
-        sum.tiles += cq_strip_bytes(t->K, t->G, bits, t->asymmetric);
+        sum.tiles = cq_add(sum.tiles, cq_strip_bytes(t->K, t->G, bits, t->asymmetric));
     }
     return sum;
 }

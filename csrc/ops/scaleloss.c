@@ -27,7 +27,7 @@ typedef struct plan {
     size_t partial_bytes, inverse_bytes, token_bytes, slab_bytes, scratch_bytes; /* of 64 */
 } plan;
 
-static size_t whole_lines(size_t bytes) { return cq_ceil_div(bytes, 64) * 64; }
+static size_t whole_lines(size_t bytes) { return cq_round_up(bytes, 64); }
 
 static plan make_plan(const cq_scaleloss_args *a) {
     plan p = {.copies = a->act_bits ? 2 : 1, .size = a->bf16 ? 2 : 4};
@@ -42,8 +42,8 @@ static plan make_plan(const cq_scaleloss_args *a) {
     p.tokens = cq_min_size(a->T, a->bf16 ? most_bf16 : F32_TOKENS);
     p.lanes = a->bf16 ? CQ_BF16_M : CQ_GEMM_MR;
     p.slots = cq_min_size(p.slabs, MAX_SLOTS);
-    p.partial_bytes = whole_lines(p.slabs * a->B * sizeof(double));
-    p.inverse_bytes = whole_lines(a->K * sizeof(float));
+    p.partial_bytes = whole_lines(cq_mul(p.slabs, cq_mul(a->B, sizeof(double))));
+    p.inverse_bytes = whole_lines(cq_mul(a->K, sizeof(float)));
     p.strip_bytes = p.lanes * p.width * p.size;
     p.token_bytes = whole_lines(p.copies * cq_ceil_div(p.tokens, p.lanes) * p.strip_bytes);
     if (a->act_bits) p.token_bytes += whole_lines(2 * p.tokens * a->K * sizeof(float));
@@ -55,8 +55,10 @@ static plan make_plan(const cq_scaleloss_args *a) {
 
 size_t cq_scaleloss_workspace(const cq_scaleloss_args *a) {
     const plan p = make_plan(a);
-    return 64 + p.partial_bytes + p.inverse_bytes + p.token_bytes +
-           p.slots * (p.slab_bytes + p.scratch_bytes);
+    /* Rows of x, w and s this wide cannot exist, unless there are none. */
+    if (a->K > SIZE_MAX >> 20) return SIZE_MAX;
+    const size_t rest = p.inverse_bytes + p.token_bytes;
+    return cq_add(p.partial_bytes, 64 + rest + p.slots * (p.slab_bytes + p.scratch_bytes));
 }
 
 typedef struct job {

@@ -147,7 +147,7 @@ static void trap(void) { longjmp(trapped, 1); }
 static int called(const cq_kernels *k) {
     for (volatile size_t i = 0; all_cases(i); i++) {
         if (setjmp(trapped)) return 1; /* what the case held is lost; it is little */
-        run whole = call(all_cases(i), k, 1, 4, 128), odd = call(all_cases(i), k, 1, 17, 97);
+        run whole = call(all_cases(i), k, 1, 4, 128), odd = call(all_cases(i), k, 1, 33, 97);
         drop(&whole);
         drop(&odd);
     }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* gemm, qlinear and qprefill: t->R rows or tokens, t->C inputs. */
+/* gemm and qlinear: t->R rows or tokens, t->C inputs. */
 #include "parity.h"
 
 static void gemm(run *t, int transposed, size_t M, size_t N, size_t K, size_t batch) {
@@ -35,7 +35,7 @@ static cq_tiles tiles_of(run *t, size_t N, int bits) {
 }
 
 static void qlinear(run *t, cq_qlinear_mode mode, cq_act act) {
-    const size_t M = cq_min_size(t->R, 17), N = 37, n = M * N;
+    const size_t M = t->R, N = 37, n = M * N;
     float *x = finite(t, M * t->C), *out = take(t, n * sizeof *out);
     uint8_t *codes = bytes_below(t, M * t->C, 8);
     for (int bits = 2; bits <= 8; bits++) {
@@ -45,7 +45,7 @@ static void qlinear(run *t, cq_qlinear_mode mode, cq_act act) {
         a.e.residual = finite(t, n);
         if (act == CQ_ACT_SILU) a.e.up = finite(t, n);
         if (mode == CQ_QLINEAR_CODES) a.e.xscale = finite(t, M);
-        report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(&a))));
+        report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
         report_f32(t, out, n);
     }
 }
@@ -54,26 +54,6 @@ static void qlinear_f32(run *t) { qlinear(t, CQ_QLINEAR_F32, CQ_ACT_NONE); }
 static void qlinear_dynamic(run *t) { qlinear(t, CQ_QLINEAR_DYNAMIC, CQ_ACT_SILU); }
 static void qlinear_codes(run *t) { qlinear(t, CQ_QLINEAR_CODES, CQ_ACT_GELU); }
 
-static void qprefill(run *t, int codes) {
-    const size_t M = t->R, N = 70;
-    float *out = take(t, M * N * sizeof *out);
-    cq_qprefill a = {.bias = finite(t, N), .out = out, .M = M};
-    if (codes)
-        a.codes = (const int8_t *)bytes_below(t, M * t->C, 8), a.xscale = finite(t, M);
-    else
-        a.x = finite(t, M * t->C);
-    for (int bits = 2; bits <= 8; bits++) {
-        const cq_tiles w = tiles_of(t, N, bits);
-        a.w = &w;
-        uint8_t *work = take(t, cq_qprefill_workspace(t->cx, M, &w));
-        report_status(t, cq_qprefill_s8(t->cx, &a, work));
-        report_f32(t, out, M * N);
-    }
-}
-
-static void qprefill_f32(run *t) { qprefill(t, 0); }
-static void qprefill_codes(run *t) { qprefill(t, 1); }
-
 const parity_case product_cases[] = {
     {"gemm_rows", gemm_rows},
     {"gemm_columns", gemm_columns},
@@ -81,7 +61,5 @@ const parity_case product_cases[] = {
     {"qlinear_f32", qlinear_f32},
     {"qlinear_dynamic", qlinear_dynamic},
     {"qlinear_codes", qlinear_codes},
-    {"qprefill_f32", qprefill_f32},
-    {"qprefill_codes", qprefill_codes},
 };
 const size_t product_count = sizeof product_cases / sizeof *product_cases;
