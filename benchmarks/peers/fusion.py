@@ -1,0 +1,125 @@
+"""The fusion block in torch: linear layer for the keys, multi-head attention, residual, norm.
+
+Run as a module it prints the extra bytes of one pass, ours or torch's, in this fresh process:
+
+    python -m benchmarks.peers.fusion ours|torch forward|forward+backward KEYS THREADS
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "BATCH",
+    "HEADS",
+    "ROWS",
+    "WIDTH",
+    "extra_bytes",
+    "operands",
+    "ours",
+    "step",
+    "torch_block",
+]
+
+BATCH, ROWS, WIDTH, HEADS = 4, 577, 1024, 16
+
+Block = Callable[..., Any]
+
+
+def operands(keys: int, batch: int = BATCH, rows: int = ROWS) -> tuple[list[Any], Any]:
+    """Return [xq, xk, wp, bp, wq, wk, wv, wo, bq, bk, bv, bo, gamma, beta] and a gradient."""
+    import torch
+
+    torch.manual_seed(0)
+    found = [torch.randn(batch, n, WIDTH) for n in (rows, keys)]
+    found += [0.03 * torch.randn(WIDTH, WIDTH), 0.03 * torch.randn(WIDTH)]
+    found += [0.03 * torch.randn(WIDTH, WIDTH) for _ in range(4)]
+    found += [0.03 * torch.randn(WIDTH) for _ in range(4)]
+    found += [torch.ones(WIDTH), torch.zeros(WIDTH)]
+    return [t.requires_grad_() for t in found], torch.randn(batch, rows, WIDTH)
+
+
+def torch_block(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any) -> Any:
+    import torch.nn.functional as F
+
+    wq, wk, wv, wo, bq, bk, bv, bo, gamma, beta = rest
+
+    def split(x: Any) -> Any:
+        return x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+
+    kv = F.linear(xk, wp, bp)
+    q, k, v = (split(F.linear(x, w, b)) for x, w, b in ((xq, wq, bq), (kv, wk, bk), (kv, wv, bv)))
+    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(xq.shape)
+    return F.layer_norm(xq + F.linear(seen, wo, bo), (WIDTH,), gamma, beta)
+
+
+def ours(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any, precision: str | None = None) -> Any:
+    """The block with cmibq's operators; under autocast the first layer is torch's."""
+    import torch
+    import torch.nn.functional as F
+
+    from cmibq.ops import gemm
+    from cmibq.ops.attention import attention
+
+    half = torch.is_autocast_enabled("cpu")
+    kv = F.linear(xk, wp, bp) if half else gemm(xk, wp, trans_b=True, bias=bp)
+    *weights, bq, bk, bv, bo, gamma, beta = rest
+    others = {"bq": bq, "bk": bk, "bv": bv, "bo": bo, "gamma": gamma, "beta": beta}
+    return attention(xq, kv, *weights, heads=HEADS, **others, precision=precision).out
+
+
+def step(block: Block, tensors: list[Any], g: Any, autocast: bool = False) -> Callable[[], Any]:
+    """Return a forward and backward pass with the gradients of all operands."""
+    import torch
+
+    def call() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = block(*tensors)
+        return torch.autograd.grad(out, tensors, g.to(out.dtype))
+
+    return call
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{name}:")[1].split()[0])
+
+
+def extra_bytes(block: Block, both: bool, keys: int) -> int:
+    """Return the peak of resident memory in a pass, less what was there before it."""
+    import torch
+
+    def run(tensors: list[Any], g: Any) -> Any:
+        if both:
+            return step(block, tensors, g)()
+        with torch.no_grad():
+            return block(*tensors)
+
+    small = operands(64, 1, 64)  # loads libraries and starts threads
+    run(*small)
+    real = operands(keys)
+    ctypes.CDLL(None).malloc_trim(0)  # else the pass starts with memory that is counted already
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = _status("VmRSS")
+    kept = run(*real)
+    del kept
+    return _status("VmHWM") - before
+
+
+def main(arguments: list[str]) -> int:
+    """Print the extra bytes of one pass."""
+    import torch
+
+    who, what, keys, threads = arguments
+    torch.set_num_threads(int(threads))
+    block = {"ours": ours, "torch": torch_block}[who]
+    print(extra_bytes(block, what != "forward", int(keys)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
