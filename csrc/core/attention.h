@@ -33,6 +33,7 @@ typedef struct cq_att_source {
 typedef struct cq_att_block {
     const void *a, *b;         /* first panels */
     size_t a_stride, b_stride; /* bytes from panel to panel */
+    const void *ahead;         /* panel of b that the next call starts with, or NULL */
     size_t m, n, depth;        /* of c; panels follow each other while i < m, j < n */
     float *c;                  /* row stride ldc */
     size_t ldc;

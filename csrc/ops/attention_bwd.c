@@ -8,21 +8,23 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 64, NORM_ROWS = 64, COLUMNS = 64 };
+enum { ROWS = 64, NORM_ROWS = 64, COLUMNS = 256, SUM_ROWS = 32 };
 
 typedef struct job {
     cq_att_run *run;
     const cq_attention_saved *s;
     const float *g, *dy;
-    float *dy_out, *dq, *dk, *dv; /* dq holds the gradient of ctx until its head is done */
-    float *partial;               /* layer norm: [blocks, 2, Do] */
+    float *dy_out, *dq; /* dq holds the gradient of ctx until its head is done */
+    float *dk, *dv;     /* transposed: [E, B * Lk] */
+    float *partial;     /* layer norm: [blocks, 2, Do] */
 } job;
 
 typedef struct pieces {
     char *k_scores, *k_rows, *v_scores; /* k by keys, k by depth, v by keys */
     char *q, *q_turned, *d, *d_turned;  /* q and the gradient of ctx, both ways */
     char *p_keys, *ds_keys, *ds_rows;   /* probabilities, gradient of scores */
-    float *score, *dscore, *dk, *dv;    /* [ROWS, keys] twice; [w, keys] twice */
+    float *score, *dscore;              /* [ROWS, keys] */
+    float *dk, *dv;                     /* this head of the transposed gradients */
 } pieces;
 
 static size_t lay_out(const cq_attention_args *a, char *slot, pieces *x) {
@@ -42,8 +44,6 @@ static size_t lay_out(const cq_attention_args *a, char *slot, pieces *x) {
     x->ds_rows = cq_att_carve(&at, ROWS / CQ_ATT_LANES * by_keys);
     x->score = (float *)(void *)cq_att_carve(&at, ROWS * ld * sizeof(float));
     x->dscore = (float *)(void *)cq_att_carve(&at, ROWS * ld * sizeof(float));
-    x->dk = (float *)(void *)cq_att_carve(&at, w * ld * sizeof(float));
-    x->dv = (float *)(void *)cq_att_carve(&at, w * ld * sizeof(float));
     return (size_t)(at - slot);
 }
 
@@ -71,13 +71,22 @@ static void small(const cq_att_run *run, const char *a, const char *b, size_t m,
     run->cx->k->attention_block_f32(&t);
 }
 
+static float dot(const float *x, const float *y, size_t n) {
+    float lane[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t c = 0; c < 8; c++) lane[c] += x[i + c] * y[i + c];
+    for (; i < n; i++) lane[i % 8] += x[i] * y[i];
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
 static void soft_rows(const job *j, const pieces *x, size_t b, size_t h, size_t i, size_t m) {
     const cq_attention_args *a = j->run->a;
     const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk);
     for (size_t r = 0; r < m; r++) {
         const size_t at = (b * a->Lq + i + r) * a->E + h * w;
-        float delta = 0.0f;
-        for (size_t c = 0; c < w; c++) delta += j->dq[at + c] * j->s->ctx[at + c];
+        const float delta = dot(j->dq + at, j->s->ctx + at, w);
         const cq_att_row row = {.s = x->score + r * ld,
                                 .d = x->dscore + r * ld,
                                 .mask = a->mask ? a->mask + b * a->Lk : NULL,
@@ -93,7 +102,7 @@ static void soft_rows(const job *j, const pieces *x, size_t b, size_t h, size_t 
 static void some_rows(const job *j, const pieces *x, size_t b, size_t h, size_t i, size_t m) {
     const cq_attention_args *a = j->run->a;
     const cq_att_run *run = j->run;
-    const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk), n = a->Lk;
+    const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk), n = a->Lk, keys = a->B * n;
     const float *q = j->s->q + (b * a->Lq + i) * a->E + h * w;
     float *d = j->dq + (b * a->Lq + i) * a->E + h * w;
     cq_att_pack(run, q, a->E, 1, m, w, 0, x->q);
@@ -106,20 +115,15 @@ static void some_rows(const job *j, const pieces *x, size_t b, size_t h, size_t 
     cq_att_pack(run, x->score, 1, ld, n, m, 1, x->p_keys);
     cq_att_pack(run, x->dscore, 1, ld, n, m, 1, x->ds_keys);
     cq_att_pack(run, x->dscore, ld, 1, m, n, 0, x->ds_rows);
-    small(run, x->d_turned, x->p_keys, w, n, m, x->dv, ld, i > 0);
-    small(run, x->q_turned, x->ds_keys, w, n, m, x->dk, ld, i > 0);
+    small(run, x->d_turned, x->p_keys, w, n, m, x->dv, keys, i > 0);
+    small(run, x->q_turned, x->ds_keys, w, n, m, x->dk, keys, i > 0);
     small(run, x->ds_rows, x->k_rows, m, w, n, d, a->E, 0);
-}
-
-static void turn(const float *from, size_t ld, size_t n, size_t w, float *to, size_t ldo) {
-    for (size_t i = 0; i < n; i++)
-        for (size_t c = 0; c < w; c++) to[i * ldo + c] = from[c * ld + i];
 }
 
 static void heads(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
     const cq_attention_args *a = j->run->a;
-    const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk);
+    const size_t w = a->E / a->H;
     pieces x;
     char *slot;
     (void)block;
@@ -130,11 +134,10 @@ static void heads(void *ctx, size_t begin, size_t end, size_t block) {
         cq_att_pack(j->run, j->s->k + at, a->E, 1, a->Lk, w, 1, x.k_scores);
         cq_att_pack(j->run, j->s->v + at, a->E, 1, a->Lk, w, 1, x.v_scores);
         cq_att_pack(j->run, j->s->k + at, 1, a->E, w, a->Lk, 1, x.k_rows);
-        if (!a->Lq) memset(x.dk, 0, 2 * ((size_t)((char *)x.dv - (char *)x.dk)));
+        x.dk = j->dk + h * w * a->B * a->Lk + b * a->Lk;
+        x.dv = j->dv + h * w * a->B * a->Lk + b * a->Lk;
         for (size_t i = 0; i < a->Lq && !cq_stop(j->run->cx); i += ROWS)
             some_rows(j, &x, b, h, i, cq_min_size(ROWS, a->Lq - i));
-        turn(x.dk, ld, a->Lk, w, j->dk + at, a->E);
-        turn(x.dv, ld, a->Lk, w, j->dv + at, a->E);
     }
     cq_att_give(j->run, taken);
 }
@@ -176,26 +179,45 @@ static void column_sums(void *ctx, size_t begin, size_t end, size_t block) {
     const sums *s = ctx;
     double acc[COLUMNS] = {0};
     (void)block;
-    for (size_t r = 0; r < s->rows; r++)
-        for (size_t c = begin; c < end; c++) acc[c - begin] += (double)s->x[r * s->cols + c];
+    for (size_t r = 0; r < s->rows; r += SUM_ROWS) {
+        float part[COLUMNS] = {0};
+        for (size_t q = r; q < cq_min_size(s->rows, r + SUM_ROWS); q++) {
+            const float *x = s->x + q * s->cols + begin;
+            for (size_t c = 0; c < end - begin; c++) part[c] += x[c];
+        }
+        for (size_t c = 0; c < end - begin; c++) acc[c] += (double)part[c];
+    }
     for (size_t c = begin; c < end; c++) s->out[c] = (float)acc[c - begin];
 }
 
-/* Gradients of one linear layer y = x w^T + b, where wanted; dx is added to where `add`. */
+/* The same for x transposed: sums of rows. */
+static void row_sums(void *ctx, size_t begin, size_t end, size_t block) {
+    const sums *s = ctx;
+    (void)block;
+    for (size_t c = begin; c < end; c++) {
+        double lane[8] = {0};
+        for (size_t r = 0; r < s->rows; r++) lane[r % 8] += (double)s->x[c * s->rows + r];
+        s->out[c] = (float)cq_sum_lanes(lane);
+    }
+}
+
+/* Gradients of one linear layer y = x w^T + b, where wanted; dx is added to where `add`. dy is
+ * [rows, n], `turned` [n, rows]. */
 typedef struct linear {
     const float *dy, *x, *w;
     size_t rows, n, k;
     float *dw, *db, *dx;
-    int add;
+    int add, turned;
 } linear;
 
 static cq_status linear_bwd(cq_att_run *run, const linear *l) {
+    const size_t ld = l->turned ? l->rows : l->n;
     if (l->db) {
         sums s = {l->dy, l->rows, l->n, l->db};
-        CQ_TRY(cq_parallel_rows(run->cx, l->n, COLUMNS, column_sums, &s));
+        CQ_TRY(cq_parallel_rows(run->cx, l->n, COLUMNS, l->turned ? row_sums : column_sums, &s));
     }
     if (l->dw) {
-        const cq_att_product p = {.A = {l->dy, l->n, 1},
+        const cq_att_product p = {.A = {l->dy, ld, !l->turned},
                                   .B = {l->x, l->k, 0},
                                   .M = l->n,
                                   .N = l->k,
@@ -205,7 +227,7 @@ static cq_status linear_bwd(cq_att_run *run, const linear *l) {
         CQ_TRY(cq_att_multiply(run, &p));
     }
     if (!l->dx) return CQ_OK;
-    const cq_att_product p = {.A = {l->dy, l->n, 0},
+    const cq_att_product p = {.A = {l->dy, ld, l->turned},
                               .B = {l->w, l->k, 0},
                               .M = l->rows,
                               .N = l->k,
@@ -240,18 +262,19 @@ cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_atte
     j.dv = (float *)(void *)cq_att_carve(&at, nk * a->E * sizeof(float));
     j.partial = (float *)(void *)cq_att_carve(&at, norm_bytes(a));
     j.dy_out = a->residual && d->xq ? d->xq : (float *)(void *)at;
+    if (!a->Lq) memset(j.dk, 0, (size_t)((char *)j.partial - (char *)j.dk));
     if (a->gamma) {
         CQ_TRY(norm(&j, d));
         j.dy = j.dy_out;
     } else if (a->residual && d->xq) {
         memcpy(d->xq, g, nq * a->Do * sizeof(float));
     }
-    const linear out = {j.dy, s->ctx, a->wo, nq, a->Do, a->E, d->wo, d->bo, j.dq, 0};
+    const linear out = {j.dy, s->ctx, a->wo, nq, a->Do, a->E, d->wo, d->bo, j.dq, 0, 0};
     CQ_TRY(linear_bwd(&run, &out));
     CQ_TRY(cq_parallel_rows(cx, a->B * a->H, 1, heads, &j));
-    const linear q = {j.dq, a->xq, a->wq, nq, a->E, a->Dq, d->wq, d->bq, d->xq, a->residual};
-    const linear k = {j.dk, a->xk, a->wk, nk, a->E, a->Dk, d->wk, d->bk, d->xk, 0};
-    const linear v = {j.dv, a->xk, a->wv, nk, a->E, a->Dk, d->wv, d->bv, d->xk, 1};
+    const linear q = {j.dq, a->xq, a->wq, nq, a->E, a->Dq, d->wq, d->bq, d->xq, a->residual, 0};
+    const linear k = {j.dk, a->xk, a->wk, nk, a->E, a->Dk, d->wk, d->bk, d->xk, 0, 1};
+    const linear v = {j.dv, a->xk, a->wv, nk, a->E, a->Dk, d->wv, d->bv, d->xk, 1, 1};
     CQ_TRY(linear_bwd(&run, &q));
     CQ_TRY(linear_bwd(&run, &k));
     return linear_bwd(&run, &v);

@@ -97,8 +97,10 @@ static void rows(void *ctx, size_t begin, size_t end, size_t block) {
                 slot);
     if (p->before && s->j == 0 && s->k == 0) p->before(p->ctx, begin, end);
     for (size_t j = 0; j < s->n; j += CQ_ATT_LANES) {
+        const size_t next = j + CQ_ATT_LANES < s->n ? j + CQ_ATT_LANES : 0;
         const cq_att_block t = {.a = slot,
                                 .b = s->run->shared + j / CQ_ATT_LANES * bytes,
+                                .ahead = s->run->shared + next / CQ_ATT_LANES * bytes,
                                 .a_stride = bytes,
                                 .b_stride = bytes,
                                 .m = end - begin,

@@ -47,32 +47,42 @@ CQ_INLINE void multiply(void) {
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* Six products with seven pairs of loads: every step changes the part of one operand only. */
-CQ_INLINE void six(const uint16_t *a, const uint16_t *b) {
-    load_a(a, 0), load_b(b, 2), multiply();
-    load_b(b, 1), multiply();
-    load_a(a, 1), multiply();
-    load_b(b, 0), multiply();
-    load_a(a, 2), multiply();
-    load_a(a, 0), multiply();
+/* Four lines of what comes next, on their way to L2 while the tiles are busy. */
+CQ_INLINE const char *fetch(const char *ahead, size_t step) {
+    for (size_t line = 0; step && line < 4; line++) _mm_prefetch(ahead + 64 * line, _MM_HINT_T1);
+    return ahead + step;
 }
 
-/* sum[32][32] = a b. */
-CQ_INLINE void product(const uint16_t *a, const uint16_t *b, size_t depth, int planes, float *sum) {
-    const size_t step = (size_t)planes * 2 * TILE;
+/* Six products with seven pairs of loads: every step changes the part of one operand only. */
+CQ_INLINE const char *six(const uint16_t *a, const uint16_t *b, const char *ahead, size_t step) {
+    load_a(a, 0), load_b(b, 2), multiply(), ahead = fetch(ahead, step);
+    load_b(b, 1), multiply(), ahead = fetch(ahead, step);
+    load_a(a, 1), multiply(), ahead = fetch(ahead, step);
+    load_b(b, 0), multiply(), ahead = fetch(ahead, step);
+    load_a(a, 2), multiply(), ahead = fetch(ahead, step);
+    load_a(a, 0), multiply();
+    return fetch(ahead, step);
+}
+
+/* sum[32][32] = a b. `ahead` moves by `step` (0: nothing to fetch), 2 x planes times per 32 of
+ * depth. */
+CQ_INLINE void product(const uint16_t *a, const uint16_t *b, size_t depth, int planes, float *sum,
+                       const char *ahead, size_t step) {
+    const size_t next = (size_t)planes * 2 * TILE;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (size_t k = 0; k < depth; k += 32, a += step, b += step) {
+    for (size_t k = 0; k < depth; k += 32, a += next, b += next) {
         if (planes == CQ_ATT_HIGHEST) {
-            six(a, b);
+            ahead = six(a, b, ahead, step);
             continue;
         }
         load_a(a, 0);
-        if (planes == CQ_ATT_HIGH) load_b(b, 1), multiply();
-        load_b(b, 0), multiply();
-        if (planes == CQ_ATT_HIGH) load_a(a, 1), multiply();
+        if (planes == CQ_ATT_HIGH) load_b(b, 1), multiply(), ahead = fetch(ahead, step);
+        load_b(b, 0), multiply(), ahead = fetch(ahead, step);
+        ahead = fetch(ahead, step);
+        if (planes == CQ_ATT_HIGH) load_a(a, 1), multiply(), ahead = fetch(ahead, step);
     }
     _tile_stored(0, sum, 128);
     _tile_stored(1, sum + 16, 128);
@@ -96,12 +106,28 @@ static void finish(const cq_att_block *t, size_t i, size_t j, const float *sum) 
     }
 }
 
+/* The rows of c that `finish` is going to write. */
+CQ_INLINE void fetch_rows(const cq_att_block *t, size_t i, size_t j) {
+    for (size_t r = 0; r < cq_min_size(CQ_ATT_LANES, t->m - i); r++) {
+        __builtin_prefetch(t->c + (i + r) * t->ldc + j, 1);
+        __builtin_prefetch(t->c + (i + r) * t->ldc + j + 16, 1);
+    }
+}
+
 CQ_INLINE void blocks(const cq_att_block *t, int planes) {
     float sum[CQ_ATT_LANES * CQ_ATT_LANES] __attribute__((aligned(64)));
+    const size_t share = cq_ceil_div(t->depth, 32) * (size_t)planes * 512;
     for (size_t j = 0; j < t->n; j += CQ_ATT_LANES) {
+        const uint16_t *b = cq_att_at(t->b, j, t->b_stride);
         for (size_t i = 0; i < t->m; i += CQ_ATT_LANES) {
-            product(cq_att_at(t->a, i, t->a_stride), cq_att_at(t->b, j, t->b_stride), t->depth,
-                    planes, sum);
+            const uint16_t *a = cq_att_at(t->a, i, t->a_stride);
+            const size_t part = i / CQ_ATT_LANES;
+            if (t->ahead && part < 4) {
+                fetch_rows(t, i, j);
+                product(a, b, t->depth, planes, sum, (const char *)t->ahead + part * share, 256);
+            } else {
+                product(a, b, t->depth, planes, sum, (const char *)b, 0);
+            }
             finish(t, i, j, sum);
         }
     }
