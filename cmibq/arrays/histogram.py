@@ -11,6 +11,8 @@ from cmibq.runtime import kernels
 
 __all__ = ["Histogram", "klclip", "percentile"]
 
+_FARTHEST = 2**29  # places of bins are 32-bit integers in the fast kernel
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -74,13 +76,11 @@ class Histogram:
     def _grow(self, low: float, high: float) -> None:
         self.low, self.high = min(self.low, low), max(self.high, high)
         exponent = self._exponent
-        while (
-            math.floor(math.ldexp(self.high, -exponent))
-            - math.floor(math.ldexp(self.low, -exponent))
-            >= self.size
-        ):
+        while True:
+            first, last = (math.floor(math.ldexp(end, -exponent)) for end in (self.low, self.high))
+            if last - first < self.size and max(-first, last) <= _FARTHEST:
+                break
             exponent += 1
-        first = math.floor(math.ldexp(self.low, -exponent))
         used = np.flatnonzero(self._counts)
         counts = np.zeros_like(self._counts)
         place = ((self._first + used) >> (exponent - self._exponent)) - first

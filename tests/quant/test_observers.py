@@ -25,7 +25,7 @@ def matrix() -> torch.Tensor:
 
 
 def test_the_sweep_sees_every_observer() -> None:
-    assert set(OBSERVERS) >= {"minmax", "mse"}
+    assert set(OBSERVERS) >= {"minmax", "mse", "percentile", "kl", "histogram"}
 
 
 @sweep
@@ -72,6 +72,32 @@ def test_mse_clips_an_outlier_and_minmax_does_not() -> None:
         q = OBSERVERS[name](spec).observe(x)
         errors[name] = float((fakequant(x, q.scale, q.lo(), q.hi()) - x).square().sum())
     assert errors["mse"] < 0.8 * errors["minmax"]
+
+
+def test_percentiles_are_ranks_and_histograms_nearly() -> None:
+    x = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0))
+    spec = QuantSpec(8, PerChannel(), mode=RangeMode(0))
+    exact = OBSERVERS["percentile"](spec, keep=99.0).observe(x).scale * 255
+    ends = np.percentile(x.double().numpy(), [1, 99], axis=1)
+    assert torch.allclose(exact, torch.tensor(ends[1] - ends[0]).float(), rtol=1e-6)
+    counted = OBSERVERS["histogram"](spec, keep=99.0).observe(x).scale * 255
+    assert torch.allclose(exact, counted, rtol=2e-2)  # ranks lie up to 0.02 apart in the tails
+
+
+def test_kl_clips_heavy_tails() -> None:
+    x = torch.from_numpy(np.random.default_rng(3).standard_t(2, (2, 20000)).astype(np.float32))
+    spec = QuantSpec(4, PerChannel(), symmetric=True)
+    narrow, wide = (OBSERVERS[n](spec).observe(x).scale for n in ("kl", "minmax"))
+    assert (narrow < 0.5 * wide).all()
+
+
+@pytest.mark.parametrize("name", ["percentile", "kl", "histogram"])
+def test_nan_and_infinity_are_refused(name: str) -> None:
+    for bad in (float("nan"), float("inf")):
+        x = torch.ones(2, 40)
+        x[1, 3] = bad
+        with pytest.raises(ValueError, match="must be finite"):
+            OBSERVERS[name](QuantSpec(4, PerChannel())).observe(x)
 
 
 def test_unknown_names_are_offered_near_ones() -> None:

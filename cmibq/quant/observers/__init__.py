@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmibq.quant.observers import minmax, mse
+from cmibq.quant.observers import histogram, kl, minmax, mse, percentile
 from cmibq.quant.observers.base import OBSERVERS, Observer
 
-__all__ = ["OBSERVERS", "Observer", "minmax", "mse"]
+__all__ = ["OBSERVERS", "Observer", "histogram", "kl", "minmax", "mse", "percentile"]
