@@ -162,6 +162,7 @@ class Kernels:
         self,
         a: _F32,
         b: _F32,
+        planes: int,
         scale: float,
         bias: _F32 | None,
         act: int,
@@ -170,7 +171,7 @@ class Kernels:
         work: _U8,
         /,
     ) -> None: ...
-    def gemm_workspace(self, batch: int, M: int, N: int, K: int, /) -> int: ...
+    def gemm_workspace(self, batch: int, M: int, N: int, K: int, planes: int, /) -> int: ...
     def qlinear_f32(
         self,
         x: _F32,

@@ -11,11 +11,30 @@ from cmibq import memory
 from cmibq.errors import nearest
 from cmibq.runtime import kernels
 
-__all__ = ["ACTIVATIONS", "activation_code", "multiply", "product_shape"]
+__all__ = ["ACTIVATIONS", "PRECISIONS", "activation_code", "multiply", "planes", "product_shape"]
 
 F32 = NDArray[np.float32]
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
 """Names of the activations, in the order of their codes in C (cq_act)."""
+
+
+PRECISIONS = ("float32", "bfloat16", "bfloat16x2", "bfloat16x3")
+"""How operands are multiplied; the index is how many bfloat16 an operand is split into."""
+
+
+def planes(precision: str) -> int:
+    """Return how many bfloat16 an operand is split into; 0 is float32.
+
+    Raises:
+        ValueError: no such precision.
+
+    Example:
+        >>> planes("bfloat16x3")
+        3
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"gemm: precision is {precision!r}; {nearest(precision, PRECISIONS)}")
+    return PRECISIONS.index(precision)
 
 
 def activation_code(name: str | None) -> int:
@@ -64,6 +83,7 @@ def _four(x: F32, batch: tuple[int, ...]) -> F32:
 def multiply(
     a: F32,
     b: F32,
+    split: int,
     scale: float,
     bias: F32 | None,
     act: int,
@@ -75,6 +95,7 @@ def multiply(
     Args:
         a: [..., M, K], any strides that are not negative.
         b: [..., K, N], likewise.
+        split: see `planes`.
         scale: a factor.
         bias: [N] or None.
         act: code of an activation.
@@ -83,7 +104,7 @@ def multiply(
 
     Example:
         >>> one = np.ones((1, 1), np.float32)
-        >>> multiply(one, one, 2.0, None, 0, one, None)
+        >>> multiply(one, one, 0, 2.0, None, 0, one, None)
         array([[3.]], dtype=float32)
     """
     shape = product_shape(a.shape, b.shape)
@@ -93,8 +114,10 @@ def multiply(
             raise ValueError(f"gemm: {name} has shape {x.shape}, expected {shape}")
     batch = shape[:-2]
     core = kernels()
-    size = core.gemm_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1])
+    size = core.gemm_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1], split)
     more = None if residual is None else _four(residual, batch)
     work = memory.empty(size, np.uint8)
-    core.gemm(_four(a, batch), _four(b, batch), scale, bias, act, more, _four(out, batch), work)
+    core.gemm(
+        _four(a, batch), _four(b, batch), split, scale, bias, act, more, _four(out, batch), work
+    )
     return out

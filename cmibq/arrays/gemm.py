@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cmibq.products import activation_code, multiply
+from cmibq.products import activation_code, multiply, planes
 
 __all__ = ["gemm"]
 
@@ -18,6 +18,7 @@ def gemm(
     *,
     trans_a: bool = False,
     trans_b: bool = False,
+    precision: str = "float32",
     scale: float = 1.0,
     bias: F32 | None = None,
     activation: str | None = None,
@@ -27,13 +28,18 @@ def gemm(
     """Multiply matrices: ``activation(a @ b * scale + bias) + residual``.
 
     Operands may be any views without negative strides: transposed and batched views are not copied.
-    The result has the same bits on every ISA and thread count.
+    In float32 the result has the same bits on every ISA and thread count.
 
     Args:
         a: float32 [..., M, K].
         b: float32 [..., K, N]; the batch dimensions of `a` and `b` broadcast.
         trans_a: take `a` as [..., K, M].
         trans_b: take `b` as [..., N, K], as a linear layer keeps its weight.
+        precision: "float32"; "bfloat16": operands rounded to it, sums in float32; "bfloat16x2"
+            and "bfloat16x3": operands split into two or three bfloat16, errors near 2^-16 and no
+            larger than float32's. On CPUs with AMX these are faster; they are exact only within
+            their bounds (csrc/kernels/gemm/scalar_bf16.c), and CPUs without bfloat16 products
+            take float32 for the split ones.
         scale: factor of the product.
         bias: float32 [N].
         activation: None, "gelu" (exact), "gelu_tanh" or "silu".
@@ -55,4 +61,5 @@ def gemm(
     """
     a = a.swapaxes(-1, -2) if trans_a else a
     b = b.swapaxes(-1, -2) if trans_b else b
-    return multiply(a, b, scale, bias, activation_code(activation), residual, out)
+    act = activation_code(activation)
+    return multiply(a, b, planes(precision), scale, bias, act, residual, out)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from cmibq.ops.library import LIBRARY, call, empty, kernel_ready, put, view
-from cmibq.products import activation_code, multiply, product_shape
+from cmibq.products import activation_code, multiply, planes, product_shape
 from cmibq.runtime import isa_level
 
 __all__ = ["gemm", "reference"]
 
 LIBRARY.define(
-    "gemm(Tensor a, Tensor b, Tensor? bias, Tensor? residual, float scale, int act) -> Tensor"
+    "gemm(Tensor a, Tensor b, Tensor? bias, Tensor? residual, float scale, int act,"
+    " int split) -> Tensor"
 )
 _NO_TUNED_KERNEL = ("scalar", "neon", "neondot")
 
@@ -28,7 +29,13 @@ def _activate(z: Tensor, act: int) -> Tensor:
 
 
 def reference(
-    a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, scale: float, act: int
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: float,
+    act: int,
+    split: int = 0,
 ) -> Tensor:
     """Return ``activation(a @ b * scale + bias) + residual`` in the dtype of `a`, by torch.
 
@@ -39,7 +46,10 @@ def reference(
         residual: [..., M, N] or None.
         scale: factor of the product.
         act: 0 none, 1 gelu, 2 gelu by tanh, 3 silu.
+        split: 1 rounds the operands to bfloat16, others change nothing.
     """
+    if split == 1:
+        a, b = (t.to(torch.bfloat16).to(t.dtype) for t in (a, b))
     z = torch.matmul(a, b)
     z = z if scale == 1.0 else z * scale
     z = _activate(z if bias is None else z + bias, act)
@@ -53,27 +63,34 @@ def _cpu(
     residual: Tensor | None,
     scale: float,
     act: int,
+    split: int,
     out: Tensor | None = None,
 ) -> Tensor:
     given = [t for t in (a, b, bias, residual) if t is not None]
     if not kernel_ready(*given) or isa_level() in _NO_TUNED_KERNEL:
-        return put(reference(a, b, bias, residual, scale, act), out)
+        return put(reference(a, b, bias, residual, scale, act, split), out)
     out = empty(product_shape(tuple(a.shape), tuple(b.shape))) if out is None else out
     more = None if residual is None else view(residual.contiguous())
     plus = None if bias is None else view(bias.contiguous())
-    multiply(view(a), view(b), scale, plus, act, more, view(out))
+    multiply(view(a), view(b), split, scale, plus, act, more, view(out))
     return out
 
 
 def _fake(
-    a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, scale: float, act: int
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: float,
+    act: int,
+    split: int = 0,
 ) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return a.new_empty((*batch, a.shape[-2], b.shape[-1]))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, bias, _, ctx.scale, ctx.act = inputs
+    a, b, bias, _, ctx.scale, ctx.act, ctx.split = inputs
     ctx.save_for_backward(a, b, bias)
 
 
@@ -82,7 +99,7 @@ def _through(ctx: Any, g: Tensor) -> Tensor:
     a, b, bias = ctx.saved_tensors
     if ctx.act == 0:
         return g
-    z = torch.ops.cmibq.gemm(a, b, bias, None, ctx.scale, 0)
+    z = torch.ops.cmibq.gemm(a, b, bias, None, ctx.scale, 0, ctx.split)
     if ctx.act == 3:
         made: Tensor = torch.ops.aten.silu_backward(g, z)
         return made
@@ -95,10 +112,18 @@ def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     need = ctx.needs_input_grad
     inner = _through(ctx, g)
     product = torch.ops.cmibq.gemm
-    ga = product(inner, b.mT, None, None, ctx.scale, 0).sum_to_size(a.shape) if need[0] else None
-    gb = product(a.mT, inner, None, None, ctx.scale, 0).sum_to_size(b.shape) if need[1] else None
+    ga = (
+        product(inner, b.mT, None, None, ctx.scale, 0, ctx.split).sum_to_size(a.shape)
+        if need[0]
+        else None
+    )
+    gb = (
+        product(a.mT, inner, None, None, ctx.scale, 0, ctx.split).sum_to_size(b.shape)
+        if need[1]
+        else None
+    )
     gbias = inner.sum_to_size(inner.shape[-1:]) if need[2] else None
-    return ga, gb, gbias, g if need[3] else None, None, None
+    return ga, gb, gbias, g if need[3] else None, None, None, None
 
 
 LIBRARY.impl("gemm", _cpu, "CPU")
@@ -113,6 +138,7 @@ def gemm(
     *,
     trans_a: bool = False,
     trans_b: bool = False,
+    precision: str = "float32",
     scale: float = 1.0,
     bias: Tensor | None = None,
     activation: str | None = None,
@@ -130,6 +156,11 @@ def gemm(
         b: [..., K, N]; the batch dimensions of `a` and `b` broadcast.
         trans_a: take `a` as [..., K, M].
         trans_b: take `b` as [..., N, K], as a linear layer keeps its weight.
+        precision: "float32"; "bfloat16": operands rounded to it, sums in float32; "bfloat16x2"
+            and "bfloat16x3": operands split into two or three bfloat16, errors near 2^-16 and no
+            larger than float32's. On CPUs with AMX these are faster; they are exact only within
+            their bounds (csrc/kernels/gemm/scalar_bf16.c), and CPUs without bfloat16 products
+            take float32 for the split ones.
         scale: factor of the product.
         bias: [N].
         activation: None, "gelu" (exact), "gelu_tanh" or "silu".
@@ -161,5 +192,5 @@ def gemm(
         made: Tensor = torch.ops.cmibq.gemm(a, b, bias, residual, *args[len(tensors) :])
         return made
 
-    done: Tensor = call(cpu, op, tensors, scale, code, out=out, grad=True)
+    done: Tensor = call(cpu, op, tensors, scale, code, planes(precision), out=out, grad=True)
     return done

@@ -14,14 +14,30 @@
 #define CQ_GEMM_NR ((size_t)32)
 #define CQ_GEMM_KC ((size_t)256)
 
+/* bfloat16 panels hold CQ_GEMM_WIDE lanes of both operands, in 1 KiB tiles as AMX wants them. For
+ * every 32 inputs and every plane: two tiles of 16 lanes; of A [16 lanes][32 inputs], of B [16
+ * pairs of inputs][16 lanes][2 inputs]. Inputs past the last are 0. Planes: a float is the sum of
+ * its rounding to bfloat16, the rounding of what that leaves, and again. One block of inputs has
+ * CQ_GEMM_KC_WIDE. Drivers see panels as 32-bit words. */
+#define CQ_GEMM_WIDE ((size_t)32)
+#define CQ_GEMM_KC_WIDE ((size_t)1024)
+
 /* c [m, n] = or += A [m, kc] . B [kc, n], for any m and at most CQ_GEMM_NR columns. */
 typedef struct cq_gemm_f32_tile {
     const float *a; /* element (i, k): a[i / MR * psa + i % MR * rsa + k * csa] */
     const float *b; /* element (k, j): b[k * ldb + j]; all CQ_GEMM_NR floats of a row are read */
     float *c;       /* [m, n], row stride ldc */
     size_t rsa, csa, psa, ldb, ldc, m, n, kc;
-    int first; /* write c; otherwise add to it */
+    int first;  /* write c; otherwise add to it */
+    int planes; /* bf16 only: 1 .. 3; rsa, csa and ldb are not used, psa counts words */
 } cq_gemm_f32_tile;
+
+/* Lanes of one operand to one bfloat16 panel: element (r, k) at x[r * rs + k * cs]. */
+typedef struct cq_gemm_bf16_source {
+    const void *x; /* float32, or bfloat16 where `half` */
+    size_t rs, cs, rows, kc;
+    int planes, half, is_b;
+} cq_gemm_bf16_source;
 
 /* What becomes of finished sums: c = activation(c * scale + bias) + residual, each step rounded. */
 typedef struct cq_gemm_finish {

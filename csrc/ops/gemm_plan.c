@@ -26,6 +26,30 @@ static size_t round_up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
 
 static size_t align_floats(size_t n) { return round_up(n, 16); }
 
+/* Lanes of a panel of A, inputs of a block, and words of kc inputs of a panel. */
+static size_t lanes_a(const cq_gemm_plan *p) {
+    return p->kind == CQ_GEMM_F32 ? CQ_GEMM_MR : CQ_GEMM_WIDE;
+}
+
+static size_t block_inputs(const cq_gemm_plan *p) {
+    return p->kind == CQ_GEMM_F32 ? CQ_GEMM_KC : CQ_GEMM_KC_WIDE;
+}
+
+static size_t panel_words(const cq_gemm_plan *p, size_t lanes, size_t kc) {
+    if (p->kind == CQ_GEMM_F32) return lanes * kc;
+    return lanes * round_up(kc, 32) * (size_t)p->planes / 2;
+}
+
+/* Words of all panels of `n` lanes. */
+static size_t operand_words(const cq_gemm_plan *p, size_t n, size_t lanes, size_t kc) {
+    return align_floats(cq_ceil_div(n, lanes) * panel_words(p, lanes, kc));
+}
+
+/* As many words as `k` inputs take that come before a block. */
+static size_t words_before(const cq_gemm_plan *p, size_t n, size_t lanes, size_t k) {
+    return cq_ceil_div(n, lanes) * panel_words(p, lanes, k);
+}
+
 typedef enum way { ROWS, BLOCKS, SHARED } way;
 
 /* Rows and columns of a task, how many tasks, and the floats that a thread (shared: the product)
@@ -37,17 +61,17 @@ typedef struct shape {
 } shape;
 
 static void shape_shared(const cq_gemm_plan *p, shape *s) {
-    const size_t kc = cq_min_size(p->K, CQ_GEMM_KC);
+    const size_t kc = cq_min_size(p->K, block_inputs(p));
     s->rows = cq_min_size(p->M, SHARED_ROWS);
     s->cols = cq_min_size(p->N, SHARED_COLS);
-    s->a_floats = align_floats(round_up(s->rows, CQ_GEMM_MR) * kc);
-    s->b_floats = align_floats(round_up(s->cols, CQ_GEMM_NR) * kc);
+    s->a_floats = operand_words(p, s->rows, lanes_a(p), kc);
+    s->b_floats = operand_words(p, s->cols, CQ_GEMM_NR, kc);
 }
 
 /* Rows of a task, so that there are some for every thread. */
 static size_t task_rows(const cq_gemm_plan *p) {
     const size_t most = p->batch < 4 && p->M > 2 * MC ? MC : BLOCK_ROWS;
-    return round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, most)), CQ_GEMM_MR);
+    return round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, most)), lanes_a(p));
 }
 
 static void shape_rows(const cq_gemm_plan *p, shape *s) {
@@ -55,21 +79,22 @@ static void shape_rows(const cq_gemm_plan *p, shape *s) {
     s->cols = p->N;
     s->stream = p->c && p->ldc == p->N && p->K <= CQ_GEMM_KC / 2 &&
                 p->batch * p->M * p->N * sizeof(float) >= CQ_STREAM_BYTES;
-    s->a_floats = p->a.pack ? align_floats(CQ_GEMM_MR * p->K) : 0;
-    s->b_floats = p->b.pack ? align_floats(round_up(p->N, CQ_GEMM_NR) * p->K) : 0;
-    s->c_floats = p->c && !s->stream ? 0 : align_floats(CQ_GEMM_MR * p->N);
+    const size_t kc = cq_min_size(p->K, block_inputs(p));
+    s->a_floats = p->a.pack ? operand_words(p, 1, lanes_a(p), kc) : 0;
+    s->b_floats = p->b.pack ? operand_words(p, p->N, CQ_GEMM_NR, p->K) : 0;
+    s->c_floats = p->c && !s->stream ? 0 : align_floats(lanes_a(p) * p->N);
 }
 
 static void shape_blocks(const cq_gemm_plan *p, shape *s) {
-    const size_t kc = cq_min_size(p->K, CQ_GEMM_KC), work = p->M && p->K ? p->M * p->K : 1;
+    const size_t kc = cq_min_size(p->K, block_inputs(p)), work = p->M && p->K ? p->M * p->K : 1;
     /* At least a million multiply-adds, if there are as many columns. */
     const size_t least = round_up(cq_ceil_div((size_t)1 << 20, work), CQ_GEMM_NR);
     s->rows = task_rows(p);
     s->cols = p->batch == 1 ? CQ_GEMM_NR * 4 : BLOCK_COLS;
     s->cols = least > s->cols ? cq_min_size(least, BLOCK_COLS) : s->cols;
     s->cols = cq_min_size(s->cols, round_up(p->N, CQ_GEMM_NR));
-    s->a_floats = p->a.pack ? align_floats(s->rows * kc) : 0;
-    s->b_floats = p->b.pack ? align_floats(CQ_GEMM_NR * kc) : 0;
+    s->a_floats = p->a.pack ? operand_words(p, s->rows, lanes_a(p), kc) : 0;
+    s->b_floats = p->b.pack ? operand_words(p, 1, CQ_GEMM_NR, kc) : 0;
     s->c_floats = p->c ? 0 : align_floats(cq_min_size(s->rows, p->M) * s->cols);
 }
 
@@ -77,7 +102,7 @@ static shape plan_shape(const cq_gemm_plan *p) {
     shape s = {.way = BLOCKS};
     if (!p->batch || !p->M || !p->N) return s;
     const int both = p->a.pack && p->b.pack && p->K;
-    if (p->M > 8 && p->K && round_up(p->N, CQ_GEMM_NR) * p->K <= ROWS_B_FLOATS)
+    if (p->M > 8 && p->K && operand_words(p, p->N, CQ_GEMM_NR, p->K) <= ROWS_B_FLOATS)
         s.way = ROWS;
     else if (both && p->batch == 1 && p->c && p->M > 8 && p->N > 4 * CQ_GEMM_NR)
         s.way = SHARED;
@@ -102,6 +127,7 @@ size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
 typedef struct job {
     cq_ctx *cx;
     const cq_kernels *k;
+    void (*tile)(const cq_gemm_f32_tile *t);
     const cq_gemm_plan *p;
     shape s;
     float *work;
@@ -122,7 +148,7 @@ static void set_a(const cq_gemm_plan *p, size_t batch, size_t pa, size_t k0, con
     const cq_gemm_operand *a = &p->a;
     t->rsa = packed ? 1 : a->rs;
     t->csa = packed ? CQ_GEMM_MR : a->cs;
-    t->psa = packed ? CQ_GEMM_MR * t->kc : a->ps;
+    t->psa = packed ? panel_words(p, lanes_a(p), t->kc) : a->ps;
     t->a = packed ? packed : a->data + offset(a, batch) + pa * a->ps + k0 * a->cs;
 }
 
@@ -139,20 +165,22 @@ static void multiply(const job *j, cq_gemm_f32_tile *t, size_t batch, size_t m0,
                      int last) {
     const cq_gemm_plan *p = j->p;
     if (!last || !p->epilogue) {
-        j->k->gemm_f32_tile(t);
+        j->tile(t);
         return;
     }
     cq_gemm_f32_tile one = *t;
-    for (size_t i = 0; i < t->m; i += CQ_GEMM_MR, one.a += t->psa, one.c += CQ_GEMM_MR * t->ldc) {
-        one.m = cq_min_size(t->m - i, CQ_GEMM_MR);
-        j->k->gemm_f32_tile(&one);
+    const size_t lanes = lanes_a(p);
+    for (size_t i = 0; i < t->m; i += lanes, one.a += t->psa, one.c += lanes * t->ldc) {
+        one.m = cq_min_size(t->m - i, lanes);
+        j->tile(&one);
         p->epilogue(p->epilogue_ctx, batch, m0 + i, one.m, n0, one.n, one.c, one.ldc);
     }
 }
 
-static void pack_panels(const cq_gemm_operand *o, size_t batch, size_t width, size_t r0, size_t r1,
-                        size_t k0, size_t kc, float *to) {
-    for (; r0 < r1; r0 += width, to += width * kc)
+static void pack_panels(const cq_gemm_plan *p, const cq_gemm_operand *o, size_t batch, size_t width,
+                        size_t r0, size_t r1, size_t k0, size_t kc, float *to) {
+    const size_t words = panel_words(p, width, kc);
+    for (; r0 < r1; r0 += width, to += words)
         o->pack(o->ctx, batch, r0, cq_min_size(r1 - r0, width), k0, kc, to);
 }
 
@@ -161,26 +189,28 @@ static void rows_task(job *j, size_t task, float *slot) {
     const cq_gemm_plan *p = j->p;
     const size_t row_tasks = cq_ceil_div(p->M, j->s.rows), batch = task / row_tasks;
     const size_t m0 = task % row_tasks * j->s.rows, end = cq_min_size(p->M, m0 + j->s.rows);
-    const size_t wide = round_up(p->N, CQ_GEMM_NR);
+    const size_t lanes = lanes_a(p), most = block_inputs(p);
     float *pa = p->a.pack ? slot : NULL, *pb = p->b.pack ? slot + j->s.a_floats : NULL;
     float *scratch = j->s.c_floats ? slot + j->s.a_floats + j->s.b_floats : NULL;
-    for (size_t k0 = 0; pb && k0 < p->K; k0 += CQ_GEMM_KC)
-        pack_panels(&p->b, batch, CQ_GEMM_NR, 0, p->N, k0, cq_min_size(p->K - k0, CQ_GEMM_KC),
-                    pb + k0 * wide);
-    for (size_t m = m0; m < end; m += CQ_GEMM_MR) {
+    for (size_t k0 = 0; pb && k0 < p->K; k0 += most)
+        pack_panels(p, &p->b, batch, CQ_GEMM_NR, 0, p->N, k0, cq_min_size(p->K - k0, most),
+                    pb + words_before(p, p->N, CQ_GEMM_NR, k0));
+    for (size_t m = m0; m < end; m += lanes) {
         if (cq_stop(j->cx)) return;
         float *home = p->c ? p->c + batch * p->batch_c + m * p->ldc : NULL;
-        cq_gemm_f32_tile t = {.m = cq_min_size(end - m, CQ_GEMM_MR),
-                              .ldc = scratch ? p->N : p->ldc};
+        cq_gemm_f32_tile t = {.ldc = scratch ? p->N : p->ldc, .planes = p->planes};
+        t.m = cq_min_size(end - m, lanes);
         for (size_t k0 = 0; k0 < p->K; k0 += t.kc) {
-            t.kc = cq_min_size(p->K - k0, CQ_GEMM_KC);
+            t.kc = cq_min_size(p->K - k0, most);
             t.first = k0 == 0;
             if (pa) p->a.pack(p->a.ctx, batch, m, t.m, k0, t.kc, pa);
-            set_a(p, batch, m / CQ_GEMM_MR, k0, pa, &t);
+            set_a(p, batch, m / lanes, k0, pa, &t);
+            const float *b = pb ? pb + words_before(p, p->N, CQ_GEMM_NR, k0) : NULL;
             for (size_t n = 0; n < p->N; n += CQ_GEMM_NR) {
                 t.n = cq_min_size(p->N - n, CQ_GEMM_NR);
                 t.c = (scratch ? scratch : home) + n;
-                set_b(p, batch, n / CQ_GEMM_NR, k0, pb ? pb + k0 * wide + n * t.kc : NULL, &t);
+                set_b(p, batch, n / CQ_GEMM_NR, k0, b, &t);
+                if (b) b += panel_words(p, CQ_GEMM_NR, t.kc);
                 multiply(j, &t, batch, m, n, k0 + t.kc == p->K);
             }
         }
@@ -196,14 +226,14 @@ static void block_task(job *j, size_t task, float *slot) {
     const size_t n0 = at % col_tasks * j->s.cols, n1 = cq_min_size(p->N, n0 + j->s.cols);
     float *pa = p->a.pack ? slot : NULL, *pb = p->b.pack ? slot + j->s.a_floats : NULL;
     float *scratch = slot + j->s.a_floats + j->s.b_floats;
-    cq_gemm_f32_tile t = {.m = m, .ldc = p->c ? p->ldc : n1 - n0};
+    cq_gemm_f32_tile t = {.m = m, .ldc = p->c ? p->ldc : n1 - n0, .planes = p->planes};
     float *c = p->c ? p->c + batch * p->batch_c + m0 * p->ldc + n0 : scratch;
     size_t k0 = 0;
     do { /* once for K = 0 */
-        t.kc = cq_min_size(p->K - k0, CQ_GEMM_KC);
+        t.kc = cq_min_size(p->K - k0, block_inputs(p));
         t.first = k0 == 0;
-        if (pa) pack_panels(&p->a, batch, CQ_GEMM_MR, m0, m0 + m, k0, t.kc, pa);
-        set_a(p, batch, m0 / CQ_GEMM_MR, k0, pa, &t);
+        if (pa) pack_panels(p, &p->a, batch, lanes_a(p), m0, m0 + m, k0, t.kc, pa);
+        set_a(p, batch, m0 / lanes_a(p), k0, pa, &t);
         for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
             if (cq_stop(j->cx)) return;
             t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
@@ -227,13 +257,13 @@ static void run_slot(void *ctx, size_t begin, size_t end, size_t block) {
 /* Shared: panel `begin` of A or, after those, of B. */
 static void shared_pack(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
-    const size_t pa = cq_ceil_div(j->m, CQ_GEMM_MR);
+    const size_t lanes = lanes_a(j->p), pa = cq_ceil_div(j->m, lanes);
     (void)block;
     for (size_t i = begin; i < end; i++) {
         const int is_a = i < pa;
-        const size_t width = is_a ? CQ_GEMM_MR : CQ_GEMM_NR, r = (is_a ? i : i - pa) * width;
+        const size_t width = is_a ? lanes : CQ_GEMM_NR, at = is_a ? i : i - pa, r = at * width;
         const cq_gemm_operand *o = is_a ? &j->p->a : &j->p->b;
-        float *to = j->work + (is_a ? 0 : j->s.a_floats) + r * j->kc;
+        float *to = j->work + (is_a ? 0 : j->s.a_floats) + at * panel_words(j->p, width, j->kc);
         o->pack(o->ctx, 0, (is_a ? j->i0 : j->j0) + r, cq_min_size((is_a ? j->m : j->n) - r, width),
                 j->k0, j->kc, to);
     }
@@ -246,16 +276,23 @@ static void shared_task(void *ctx, size_t begin, size_t end, size_t block) {
     (void)block, (void)end;
     const size_t i = begin / cols * j->task_rows, n0 = begin % cols * j->task_cols;
     const size_t n1 = cq_min_size(j->n, n0 + j->task_cols);
-    cq_gemm_f32_tile t = {.kc = j->kc, .ldc = p->ldc, .first = j->k0 == 0};
+    cq_gemm_f32_tile t = {.kc = j->kc, .ldc = p->ldc, .first = j->k0 == 0, .planes = p->planes};
     t.m = cq_min_size(j->m - i, j->task_rows);
-    set_a(p, 0, 0, 0, j->work + i * j->kc, &t);
+    set_a(p, 0, 0, 0, j->work + words_before(p, i, lanes_a(p), j->kc), &t);
+    const float *b = j->work + j->s.a_floats;
     for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
         if (cq_stop(j->cx)) return;
         t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
         t.c = p->c + (j->i0 + i) * p->ldc + j->j0 + n;
-        set_b(p, 0, 0, 0, j->work + j->s.a_floats + n * j->kc, &t);
+        set_b(p, 0, 0, 0, b + words_before(p, n, CQ_GEMM_NR, j->kc), &t);
         multiply(j, &t, 0, j->i0 + i, j->j0 + n, j->k0 + j->kc == p->K);
     }
+}
+
+/* Rows of a shared task: equal parts that fit in L2. */
+static size_t shared_rows(const cq_gemm_plan *p, size_t m) {
+    const size_t most = p->planes > 1 ? MC / 2 : MC;
+    return round_up(cq_ceil_div(m, cq_ceil_div(m, most)), lanes_a(p));
 }
 
 static cq_status run_shared(job *j) {
@@ -264,12 +301,12 @@ static cq_status run_shared(job *j) {
         j->n = cq_min_size(p->N - j->j0, j->s.cols);
         for (j->i0 = 0; j->i0 < p->M; j->i0 += j->m) {
             j->m = cq_min_size(p->M - j->i0, j->s.rows);
-            j->task_rows = round_up(cq_ceil_div(j->m, cq_ceil_div(j->m, MC)), CQ_GEMM_MR);
+            j->task_rows = shared_rows(p, j->m);
             j->task_cols = SHARED_NC;
             const size_t tasks = cq_ceil_div(j->m, j->task_rows) * cq_ceil_div(j->n, j->task_cols);
-            const size_t panels = cq_ceil_div(j->m, CQ_GEMM_MR) + cq_ceil_div(j->n, CQ_GEMM_NR);
+            const size_t panels = cq_ceil_div(j->m, lanes_a(p)) + cq_ceil_div(j->n, CQ_GEMM_NR);
             for (j->k0 = 0; j->k0 < p->K; j->k0 += j->kc) {
-                j->kc = cq_min_size(p->K - j->k0, CQ_GEMM_KC);
+                j->kc = cq_min_size(p->K - j->k0, block_inputs(p));
                 CQ_TRY(cq_parallel_rows(j->cx, panels, 4, shared_pack, j));
                 CQ_TRY(cq_parallel_rows(j->cx, tasks, 1, shared_task, j));
             }
@@ -282,6 +319,7 @@ cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
     if (!p->batch || !p->M || !p->N) return CQ_OK;
     uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
     job j = {.cx = cx, .k = cx->k, .p = p, .s = plan_shape(p), .work = (float *)(void *)aligned};
+    j.tile = p->kind == CQ_GEMM_F32 ? cx->k->gemm_f32_tile : cx->k->gemm_bf16_tile;
     if (j.s.way == SHARED) return run_shared(&j);
     return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, run_slot, &j);
 }
@@ -292,4 +330,14 @@ void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, 
     const size_t inner = m->inner ? m->inner : 1;
     const float *x = m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
     m->k->gemm_f32_pack(x + r0 * m->rs + k0 * m->cs, m->rs, m->cs, rows, kc, m->width, panel);
+}
+
+void cq_gemm_pack_bf16(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0, size_t kc,
+                       float *panel) {
+    const cq_gemm_matrix *m = ctx;
+    const size_t inner = m->inner ? m->inner : 1;
+    const float *x = m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
+    const cq_gemm_bf16_source s = {
+        x + r0 * m->rs + k0 * m->cs, m->rs, m->cs, rows, kc, m->planes, 0, m->is_b};
+    m->k->gemm_bf16_pack(&s, (uint16_t *)(void *)panel);
 }

@@ -7,10 +7,14 @@
 
 #include "core/dispatch.h"
 
+/* What panels hold; see core/gemm.h. Sums are float32. */
+typedef enum cq_gemm_kind { CQ_GEMM_F32, CQ_GEMM_BF16 } cq_gemm_kind;
+
 /* Fill `panel` with lanes r0 .. r0 + rows - 1 (rows of A, columns of B) and inputs k0 .. k0 + kc -
  * 1 of one product of the batch: lane r, input k at panel[k * width + r]; width is CQ_GEMM_MR (A)
- * or CQ_GEMM_NR (B), kc at most CQ_GEMM_KC, r0 a multiple of width. Lanes from `rows` to width hold
- * anything defined. Called from several threads at once, maybe more than once per panel. */
+ * or CQ_GEMM_NR (B), kc at most CQ_GEMM_KC (bfloat16: CQ_GEMM_WIDE, CQ_GEMM_KC_WIDE, and tiles), r0
+ * a multiple of width. Lanes from `rows` to width hold anything defined. Called from several
+ * threads at once, maybe more than once per panel. */
 typedef void (*cq_gemm_pack_fn)(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,
                                 size_t kc, float *panel);
 
@@ -35,6 +39,8 @@ typedef struct cq_gemm_operand {
 /* batch products [M, K] . [K, N]. c: [M, N] each, row stride ldc, `batch_c` floats apart; or NULL:
  * only the epilogue sees the sums. */
 typedef struct cq_gemm_plan {
+    cq_gemm_kind kind;
+    int planes; /* of bfloat16, 1 .. 3; 0 for float32 */
     size_t batch, M, N, K;
     cq_gemm_operand a, b;
     float *c;
@@ -55,9 +61,13 @@ typedef struct cq_gemm_matrix {
     const float *x;
     size_t rs, cs, width;
     size_t inner, batch_outer, batch_inner;
+    int planes, is_b; /* bfloat16 only */
 } cq_gemm_matrix;
 
 void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,
                          size_t kc, float *panel);
+/* The same for panels of bfloat16. */
+void cq_gemm_pack_bf16(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0, size_t kc,
+                       float *panel);
 
 #endif

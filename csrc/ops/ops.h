@@ -141,10 +141,11 @@ typedef struct cq_gemm_args {
     const float *bias, *residual;
     float scale;
     int act;
+    int planes; /* 0: float32; 1 .. 3: bfloat16 planes (core/gemm.h), or what is no less exact */
 } cq_gemm_args;
 
-/* Bytes of `work` (only sizes and csa are read). */
-size_t cq_gemm_workspace(const cq_gemm_args *g, int threads);
+/* Bytes of `work` (sizes, csa and planes are read). */
+size_t cq_gemm_workspace(const cq_ctx *cx, const cq_gemm_args *g);
 cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
 
 /* out [M, N] = epilogue(x [M, K] . w^T). x: float32, or bfloat16 where e.bf16; CODES: int8, with

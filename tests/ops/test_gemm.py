@@ -43,9 +43,54 @@ def test_bound_and_bits(left: tuple[int, ...], right: tuple[int, ...]) -> None:
         for threads in (1, 2, 3, 7):
             k = C.Kernels(isa, threads)
             out = np.full((1, four[0].shape[1], left[-2], right[-1]), np.nan, np.float32)
-            work = np.empty(k.gemm_workspace(out.shape[1], left[-2], right[-1], left[-1]), np.uint8)
-            k.gemm(*four, 1.0, None, 0, None, out, work)
+            work = np.empty(
+                k.gemm_workspace(out.shape[1], left[-2], right[-1], left[-1], 0), np.uint8
+            )
+            k.gemm(*four, 0, 1.0, None, 0, None, out, work)
             assert np.array_equal(out.reshape(got.shape), got), (isa, threads)
+
+
+# Largest error relative to the sum of |a b| before the sums themselves round (scalar_bf16.c).
+SPLIT = {"bfloat16": 2.0**-7.9, "bfloat16x2": 2.0**-15.4, "bfloat16x3": 2.0**-22.4}
+
+
+@pytest.mark.parametrize("precision", SPLIT)
+@pytest.mark.parametrize(("left", "right"), [*SHAPES, ((1, 1), (1, 1)), ((33, 2049), (2049, 31))])
+def test_split_precisions_within_their_bounds(
+    left: tuple[int, ...], right: tuple[int, ...], precision: str
+) -> None:
+    a, b = normal(*left).numpy(), normal(*right, seed=1).numpy()
+    products = {"bfloat16": 1, "bfloat16x2": 3, "bfloat16x3": 6}[precision]
+    bound = SPLIT[precision] + products * left[-1] * 2.0**-24
+    exact, size = a.astype(np.float64) @ b, np.abs(a).astype(np.float64) @ np.abs(b)
+    turned = [np.ascontiguousarray(x.swapaxes(-1, -2)) for x in (a, b)]
+    got = arrays.gemm(a, b, precision=precision)
+    assert np.all(np.abs(got - exact) <= bound * size)
+    assert np.array_equal(
+        got, arrays.gemm(*turned, trans_a=True, trans_b=True, precision=precision)
+    )
+    split = list(SPLIT).index(precision) + 1
+    four = [x.reshape(1, -1, *x.shape[-2:]) for x in (a, b)]
+    sizes = (four[0].shape[1], left[-2], right[-1])
+    for isa in C.ISAS[1:]:
+        made = []
+        for threads in (1, 2, 3, 7):
+            k, out = C.Kernels(isa, threads), np.full((1, *sizes), np.nan, np.float32)
+            work = np.empty(k.gemm_workspace(*sizes, left[-1], split), np.uint8)
+            k.gemm(*four, split, 1.0, None, 0, None, out, work)
+            made.append(out)
+        assert np.all(np.abs(made[0].reshape(got.shape) - exact) <= bound * size), isa
+        assert all(np.array_equal(made[0], other) for other in made), isa
+
+
+def test_split_of_special_values() -> None:
+    a = np.array([[np.nan, 1.0], [np.inf, 1.0], [0.0, -0.0], [1e-40, 1.0]], np.float32)
+    b = np.array([[1.0, 2.0], [1.0, 0.5]], np.float32)
+    for precision in SPLIT:
+        got = arrays.gemm(a, b, precision=precision)
+        assert np.isnan(got[0]).all()
+        assert not np.isfinite(got[1]).any()
+        assert got[2:].tolist() == [[0, 0], [1, 0.5]]
 
 
 def test_by_hand() -> None:
@@ -100,6 +145,8 @@ def test_bad_arguments() -> None:
         arrays.gemm(x[0], x)
     with pytest.raises(ValueError, match="activation is 'silly'; did you mean 'silu'"):
         arrays.gemm(x, x.T, activation="silly")
+    with pytest.raises(ValueError, match="precision is 'bf16'"):
+        arrays.gemm(x, x.T, precision="bf16")
     with pytest.raises(ValueError, match=r"out has shape \(3, 4\), expected \(3, 3\)"):
         arrays.gemm(x, x.T, out=x)
     with pytest.raises(ValueError, match="strides that are whole elements and not negative"):
@@ -112,7 +159,7 @@ def test_bad_arguments() -> None:
     work = np.empty(1, np.uint8)
     with pytest.raises(ValueError, match="work has 1, expected"):
         C.Kernels().gemm(
-            x[None, None], x.T[None, None], 1.0, None, 0, None, np.ones((1, 1, 3, 3), "f"), work
+            x[None, None], x.T[None, None], 0, 1.0, None, 0, None, np.ones((1, 1, 3, 3), "f"), work
         )
 
 
@@ -134,9 +181,9 @@ def test_torch_op_equals_reference(activation: str | None) -> None:
 def test_gradients_and_opcheck(act: int) -> None:
     shapes = (2, 3, 4), (4, 5), (5,), (2, 3, 5)
     args = [normal(*s, dtype=torch.float64).requires_grad_() for s in shapes]
-    assert torch.autograd.gradcheck(lambda *t: torch.ops.cmibq.gemm(*t, 0.5, act), args)
+    assert torch.autograd.gradcheck(lambda *t: torch.ops.cmibq.gemm(*t, 0.5, act, 0), args)
     single = [t.detach().float().requires_grad_() for t in args]
-    torch.library.opcheck(torch.ops.cmibq.gemm.default, (*single, 0.5, act))
+    torch.library.opcheck(torch.ops.cmibq.gemm.default, (*single, 0.5, act, 0))
 
 
 def test_out_and_gradients_exclude_each_other() -> None:
@@ -149,6 +196,6 @@ def test_the_scalar_level_leaves_it_to_torch(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CMIBQ_ISA", "scalar")
     a, b = normal(20, 300), normal(300, 20)
     assert torch.equal(gemm(a, b), torch.matmul(a, b))
-    scalar = multiply(a.numpy(), b.numpy(), 1.0, None, 0, None, None)
+    scalar = multiply(a.numpy(), b.numpy(), 0, 1.0, None, 0, None, None)
     monkeypatch.delenv("CMIBQ_ISA")
     assert np.array_equal(scalar, arrays.gemm(a.numpy(), b.numpy()))

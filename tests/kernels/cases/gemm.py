@@ -28,15 +28,15 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
 def run(k: object, s: Arrays) -> Arrays:
     rows, cols = s["a"].shape
     out = {"tt": np.full((1, 2, rows, N), 77, np.float32)}
-    work = np.full(k.gemm_workspace(1, rows, N, cols), 255, np.uint8)
+    work = np.full(k.gemm_workspace(1, rows, N, cols, 0), 255, np.uint8)
     for act in range(4):
         out[f"nn{act}"] = np.full((1, 1, rows, N), 77, np.float32)
         more = s["more"] if act % 2 else None
-        args = (s["a"][None, None], s["b"][None, None], 0.25, s["bias"], act, more)
+        args = (s["a"][None, None], s["b"][None, None], 0, 0.25, s["bias"], act, more)
         k.gemm(*args, out[f"nn{act}"], work)
-    work = np.full(k.gemm_workspace(2, rows, N, cols), 255, np.uint8)
+    work = np.full(k.gemm_workspace(2, rows, N, cols, 0), 255, np.uint8)
     at = np.broadcast_to(s["at"].T, (1, 2, rows, cols))
-    k.gemm(at, s["bt"].swapaxes(-1, -2)[None], 1.0, None, 0, None, out["tt"], work)
+    k.gemm(at, s["bt"].swapaxes(-1, -2)[None], 0, 1.0, None, 0, None, out["tt"], work)
     return out
 
 
@@ -61,7 +61,25 @@ def oracle(s: Arrays) -> Arrays:
     return out
 
 
+def run_split(k: object, s: Arrays) -> Arrays:
+    """Whole numbers: every product and sum is exact, whatever the order."""
+    (rows, cols), out = s["a"].shape, {}
+    a, b = (np.rint(s[key] * 8)[None, None] for key in ("a", "b"))
+    for split in (1, 2, 3):
+        work = np.full(k.gemm_workspace(1, rows, N, cols, split), 255, np.uint8)
+        out[f"n{split}"] = np.full((1, 1, rows, N), 77, np.float32)
+        k.gemm(a, b, split, 1.0, None, 0, None, out[f"n{split}"], work)
+    return out
+
+
+def oracle_split(s: Arrays) -> Arrays:
+    want = np.rint(s["a"] * 8).astype(np.float64) @ np.rint(s["b"] * 8)
+    return {f"n{split}": want[None, None] for split in (1, 2, 3)}
+
+
 CASES: dict[str, Case] = {
+    "gemm_bf16_pack": Case(make, run_split, oracle_split),
+    "gemm_bf16_tile": Case(make, run_split, oracle_split),
     "gemm_f32_finish": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_pack": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_stream": Case(make, run, oracle, rtol=BOUND),
