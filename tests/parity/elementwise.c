@@ -14,6 +14,26 @@ static void fakequant(run *t, int col) {
 static void fakequant_row(run *t) { fakequant(t, 0); }
 static void fakequant_col(run *t) { fakequant(t, 1); }
 
+/* The other grids: powers of two with exponents of at most 5 bits, and reciprocals. */
+static void fakequant_grids(run *t) {
+    const size_t n = t->R * t->C, most = t->R > t->C ? t->R : t->C;
+    float *x = nasty(t, n), *out = take(t, n * sizeof *out), *scale, *lo, *hi;
+    grids(t, most, &scale, &lo, &hi);
+    report_status(t, cq_fakequant_compat_row(t->cx, x, scale, lo, hi, out, t->R, t->C));
+    report_f32(t, out, n);
+    report_status(t, cq_fakequant_compat_col(t->cx, x, scale, lo, hi, out, t->R, t->C));
+    report_f32(t, out, n);
+    for (size_t i = 0; i < most; i++) {
+        scale[i] = 0.3f + (float)(draw(t) % 8);
+        lo[i] = -(float)(draw(t) % 16);
+        hi[i] = (float)(draw(t) % 4);
+    }
+    report_status(t, cq_fakequant_log2_row(t->cx, x, scale, lo, hi, out, t->R, t->C));
+    report_f32(t, out, n);
+    report_status(t, cq_fakequant_log2_col(t->cx, x, scale, lo, hi, out, t->R, t->C));
+    report_f32(t, out, n);
+}
+
 static void fakequant_bwd(run *t, int col) {
     const size_t n = t->R * t->C, results = col ? t->C : t->R;
     const size_t need = col ? cq_fakequant_bwd_blocks(t->R, t->C) * t->C
@@ -136,9 +156,59 @@ static void alloc(run *t) {
     report_u8(t, bits, n);
 }
 
+/* One of seven options for each of R * C units. */
+static void allocate(run *t) {
+    enum { M = 7 };
+    static const int64_t cost[M] = {1, 2, 3, 4, 5, 6, 8};
+    const size_t n = t->R * t->C;
+    const cq_alloc_costs costs = {.cost = cost, .m = M};
+    float *d = take(t, n * M * sizeof *d);
+    uint8_t *choice = take(t, n), *work = take(t, cq_allocate_workspace(n, M));
+    for (size_t i = 0; i < n; i++) {
+        const float top = 1.0f + (float)(draw(t) % 100000);
+        for (size_t k = 0; k < M; k++)
+            d[i * M + k] = top / (float)((size_t)1 << (2 * k)) + (float)(draw(t) % 64) / 64.0f;
+    }
+    double info[3] = {0};
+    int64_t spent = 0;
+    const int64_t budget = (int64_t)(n * 7 / 2);
+    const cq_status status = cq_allocate(t->cx, d, &costs, budget, choice, info, &spent, work, n);
+    report_status(t, status);
+    if (status != CQ_OK) return;
+    report_u8(t, choice, n);
+    report_f64(t, info, 3);
+    report_f64(t, &(double){(double)spent}, 1);
+}
+
+static void histogram(run *t) {
+    enum { BINS = 80, SIZE = 64, K = 3 };
+    const size_t n = t->R * t->C, R = t->R;
+    float *x = finite(t, n), *out = take(t, R * K * sizeof *out), *top = take(t, R * sizeof *top);
+    int64_t bins[BINS] = {0}, ranks[K] = {0, (int64_t)(t->C / 2), (int64_t)t->C - 1};
+    report_status(t, cq_histogram(t->cx, x, -3, -40, bins, take(t, cq_histogram_workspace(n, BINS)),
+                                  n, BINS));
+    for (size_t i = 0; i < BINS; i++) report_f64(t, &(double){(double)bins[i]}, 1);
+    if (t->C) {
+        uint32_t *work = take(t, cq_ranks_workspace(R, t->C));
+        report_status(t, cq_ranks_row(t->cx, x, ranks, out, work, R, t->C, K));
+        report_f32(t, out, R * K);
+    }
+    uint32_t *counts = take(t, R * SIZE * sizeof *counts), *best = take(t, R * sizeof *best);
+    double *least = take(t, R * sizeof *least);
+    uint32_t *work = take(t, cq_magnitudes_workspace(R, SIZE));
+    report_status(t, cq_magnitudes_row(t->cx, x, counts, top, work, R, t->C, SIZE));
+    report_u8(t, (const uint8_t *)counts, R * SIZE * sizeof *counts);
+    report_f32(t, top, R);
+    report_status(t, cq_klclip_row(t->cx, counts, 16, best, least,
+                                   take(t, cq_klclip_workspace(R, SIZE)), R, SIZE));
+    report_u8(t, (const uint8_t *)best, R * sizeof *best);
+    report_f64(t, least, R);
+}
+
 const parity_case elementwise_cases[] = {
     {"fakequant_row", fakequant_row},
     {"fakequant_col", fakequant_col},
+    {"fakequant_grids", fakequant_grids},
     {"fakequant_bwd_row", fakequant_bwd_row},
     {"fakequant_bwd_col", fakequant_bwd_col},
     {"fakequant_token", fakequant_token},
@@ -150,5 +220,7 @@ const parity_case elementwise_cases[] = {
     {"codes", codes},
     {"pack", pack},
     {"alloc", alloc},
+    {"allocate", allocate},
+    {"histogram", histogram},
 };
 const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;
