@@ -33,9 +33,9 @@ def operands(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (a, b, out) if batch > 1 else (a[0], b[0], out[0])
 
 
-def ours(name: str, threads: int) -> Call:
+def ours(name: str, precision: str, threads: int) -> Call:
     a, b, out = operands(name)
-    return partial(arrays.gemm, a, b, out=out)
+    return partial(arrays.gemm, a, b, precision=precision, out=out)
 
 
 def numpy(name: str, threads: int) -> Call:
@@ -54,14 +54,14 @@ def limit(flops: float, p: Probes) -> float:
     return p.fma(flops)
 
 
-def case(name: str) -> Case:
+def case(name: str, precision: str = "float32") -> Case:
     batch, m, n, k, _ = SHAPES[name]
     flops = 2.0 * batch * m * n * k
     moved = 4.0 * batch * (m * k + k * n + m * n)
     return Case(
         axis="gemm_f32",
-        name=name,
-        ours=partial(ours, name),
+        name=name if precision == "float32" else f"{name} {precision}",
+        ours=partial(ours, name, precision),
         peers={
             "NumPy OpenBLAS": partial(numpy, name),
             "torch.matmul": partial(torch_matmul, name),
@@ -70,8 +70,12 @@ def case(name: str) -> Case:
         note=f"batch {batch}, out=; limit: FMA peak. torch is MKL, with AVX-512 only on Intel",
         flops=flops,
         moved=moved,
-        quick=name.startswith(("577", "QK")),
+        quick=precision == "float32" and name.startswith(("577", "QK")),
     )
 
 
+SPLIT = "bfloat16x3"
+"""As exact as float32, by six products of bfloat16: worth it where there is AMX."""
+
 CASES = [case(name) for name in SHAPES]
+CASES += [case(name, SPLIT) for name in SHAPES if "x" in name.split()[0]]
