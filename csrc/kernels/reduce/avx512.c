@@ -38,5 +38,29 @@ void cq_minmax_f32_row_avx512(const float *x, size_t n, float *mn, float *mx) {
     *mx = nan ? NAN : _mm512_reduce_max_ps(high0) + 0.0f;
 }
 
+CQ_INLINE __m512i magnitude_bits(__m512 v) {
+    return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
+}
+
+/* Magnitudes compare like their bits, and NaN is the largest of all. */
+void cq_absmax_f32_row_avx512(const float *x, size_t n, float *out) {
+    __m512i high0 = _mm512_setzero_si512(), high1 = high0, high2 = high0, high3 = high0;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        for (size_t l = 0; l < 4; l++)
+            _mm_prefetch((const char *)(x + i + AHEAD + 16 * l), _MM_HINT_T0);
+        high0 = _mm512_max_epi32(high0, magnitude_bits(_mm512_loadu_ps(x + i)));
+        high1 = _mm512_max_epi32(high1, magnitude_bits(_mm512_loadu_ps(x + i + 16)));
+        high2 = _mm512_max_epi32(high2, magnitude_bits(_mm512_loadu_ps(x + i + 32)));
+        high3 = _mm512_max_epi32(high3, magnitude_bits(_mm512_loadu_ps(x + i + 48)));
+    }
+    for (; i < n; i += 16)
+        high0 = _mm512_max_epi32(high0,
+                                 magnitude_bits(_mm512_maskz_loadu_ps(cq_tail_mask(n - i), x + i)));
+    high0 = _mm512_max_epi32(_mm512_max_epi32(high0, high1), _mm512_max_epi32(high2, high3));
+    const __m128i most = _mm_cvtsi32_si128(_mm512_reduce_max_epi32(high0));
+    *out = _mm_cvtss_f32(_mm_castsi128_ps(most));
+}
+
 #include "core/isa_end.h"
 #endif
