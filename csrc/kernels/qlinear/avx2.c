@@ -77,7 +77,7 @@ typedef struct grid { /* 8 outputs of a group */
     __m256i zero;
 } grid;
 
-static grid grid_of(const cq_qlinear_strip *t, size_t g, size_t half) {
+CQ_INLINE grid grid_of(const cq_qlinear_strip *t, size_t g, size_t half) {
     const uint8_t *at = t->head + 2 * g * CQ_STRIP + 16 * half;
     const __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)at));
     const __m256i normal =
@@ -102,7 +102,7 @@ CQ_INLINE void add_to(float *acc, __m256 scale, __m256 f) {
     _mm256_storeu_ps(acc, _mm256_fmadd_ps(scale, f, _mm256_loadu_ps(acc)));
 }
 
-static __m256i load(const int32_t *dot) { return _mm256_loadu_si256((const void *)dot); }
+CQ_INLINE __m256i load(const int32_t *dot) { return _mm256_loadu_si256((const void *)dot); }
 
 void cq_qlinear_s8_strip_avx2(const cq_qlinear_strip *t) {
     const size_t group = t->K / t->G;
