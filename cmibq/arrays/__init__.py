@@ -7,6 +7,7 @@ the same bits on every ISA and thread count.
 from __future__ import annotations
 
 from cmibq.arrays.alloc import Choice, allocate, project_bits, project_bits_backward, round_bits
+from cmibq.arrays.attention import attention
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
@@ -28,6 +29,7 @@ __all__ = [
     "absmax",
     "abssum",
     "allocate",
+    "attention",
     "codes",
     "codes_token",
     "decode",

@@ -49,8 +49,9 @@ def _sizes(xq: Tensor, xk: Tensor, wq: Tensor, wo: Tensor) -> tuple[int, ...]:
 
 
 def _columns(save: bool, batch: int, keys: int, width: int, heads: int) -> int:
-    """Columns of k and v held at a time: half of them where that saves more than 4 MiB."""
-    return width // 2 if not save and heads % 2 == 0 and batch * keys * width >= 1 << 20 else width
+    """Columns of k and v held at a time: a quarter of them where that saves more than 4 MiB."""
+    parts = 4 if heads % 4 == 0 else 2 if heads % 2 == 0 else 1
+    return width // parts if not save and batch * keys * width >= 1 << 20 else width
 
 
 def _empty(like: Tensor, save: bool, *shape: int) -> Tensor:
@@ -151,11 +152,14 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     xq, xk, wq, _, wk, _, wv, _, wo, _, gamma, _, mask, ctx.heads, ctx.residual = inputs[:15]
     ctx.planes, ctx.saves = inputs[16], inputs[17]
+    ctx.set_materialize_grads(False)  # zeros for q, k, v, ctx and y would be five large tensors
     ctx.biases = [t is not None for t in inputs[:12]]
     ctx.save_for_backward(xq, xk, wq, wk, wv, wo, gamma, mask, *output[1:8])
 
 
-def _autograd(ctx: Any, g: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, g: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * 20
     if not ctx.saves:
         raise RuntimeError("attention: save is False, so there is nothing to go back from")
     wanted = [n and b for n, b in zip(ctx.needs_input_grad[:12], ctx.biases, strict=True)]

@@ -15,7 +15,8 @@ typedef struct job {
     const cq_attention_saved *s;
     const float *g, *dy;
     float *dy_out, *dq; /* dq holds the gradient of ctx until its head is done */
-    float *dk, *dv;     /* transposed: [E, B * Lk] */
+    float *dk, *dv;     /* transposed, of a group of heads: [E / groups, B * Lk] */
+    size_t h0, group;   /* first head of the group, heads in it */
     float *partial;     /* layer norm: [blocks, 2, Do] */
 } job;
 
@@ -130,12 +131,13 @@ static void heads(void *ctx, size_t begin, size_t end, size_t block) {
     const int taken = cq_att_take(j->run, &slot);
     lay_out(a, slot, &x);
     for (size_t t = begin; t < end; t++) {
-        const size_t b = t / a->H, h = t % a->H, at = b * a->Lk * a->E + h * w;
+        const size_t b = t / j->group, own = t % j->group, h = j->h0 + own;
+        const size_t at = b * a->Lk * a->E + h * w, turned = own * w * a->B * a->Lk + b * a->Lk;
         cq_att_pack(j->run, j->s->k + at, a->E, 1, a->Lk, w, 1, x.k_scores);
         cq_att_pack(j->run, j->s->v + at, a->E, 1, a->Lk, w, 1, x.v_scores);
         cq_att_pack(j->run, j->s->k + at, 1, a->E, w, a->Lk, 1, x.k_rows);
-        x.dk = j->dk + h * w * a->B * a->Lk + b * a->Lk;
-        x.dv = j->dv + h * w * a->B * a->Lk + b * a->Lk;
+        x.dk = j->dk + turned;
+        x.dv = j->dv + turned;
         for (size_t i = 0; i < a->Lq && !cq_stop(j->run->cx); i += ROWS)
             some_rows(j, &x, b, h, i, cq_min_size(ROWS, a->Lq - i));
     }
@@ -238,6 +240,9 @@ static cq_status linear_bwd(cq_att_run *run, const linear *l) {
     return cq_att_multiply(run, &p);
 }
 
+/* Heads are worked off in two groups where they can be: half of dk and dv at a time. */
+static size_t groups(const cq_attention_args *a) { return a->H % 2 ? 1 : 2; }
+
 static size_t norm_bytes(const cq_attention_args *a) {
     return cq_ceil_div(a->B * a->Lq, NORM_ROWS) * 2 * a->Do * sizeof(float);
 }
@@ -247,19 +252,36 @@ size_t cq_attention_bwd_workspace(const cq_attention_args *a, int keep_xq, int t
     const size_t rows = a->B * a->Lq * sizeof(float);
     const size_t dy = a->residual && keep_xq ? 0 : rows * a->Do;
     return cq_att_shared_bytes(a) + (cq_att_slot_bytes(a, 1) + 64) * slots + rows * a->E + dy +
-           2 * a->B * a->Lk * a->E * sizeof(float) + norm_bytes(a) + 512;
+           2 * a->B * a->Lk * (a->E / groups(a)) * sizeof(float) + norm_bytes(a) + 512;
+}
+
+static float *from_row(float *x, size_t offset) { return x ? x + offset : NULL; }
+
+/* One group of heads: scores, then the gradients of the two projections of xk. */
+static cq_status keys_and_values(job *j, const cq_attention_grads *d, size_t width) {
+    const cq_attention_args *a = j->run->a;
+    const size_t rows = a->B * a->Lk, row = j->h0 * (a->E / a->H), at = row * a->Dk;
+    CQ_TRY(cq_parallel_rows(j->run->cx, a->B * j->group, 1, heads, j));
+    const linear k = {
+        j->dk, a->xk,     a->wk + at, rows, width, a->Dk, from_row(d->wk, at), from_row(d->bk, row),
+        d->xk, j->h0 > 0, 1};
+    const linear v = {
+        j->dv, a->xk, a->wv + at, rows, width, a->Dk, from_row(d->wv, at), from_row(d->bv, row),
+        d->xk, 1,     1};
+    CQ_TRY(linear_bwd(j->run, &k));
+    return linear_bwd(j->run, &v);
 }
 
 cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_attention_saved *s,
                            const float *g, const cq_attention_grads *d, char *work) {
     cq_att_run run;
     cq_att_begin(&run, cx, a, work, 1);
-    const size_t nq = a->B * a->Lq, nk = a->B * a->Lk;
+    const size_t nq = a->B * a->Lq, nk = a->B * a->Lk, width = a->E / groups(a);
     char *at = run.rest;
     job j = {.run = &run, .s = s, .g = g, .dy = g};
     j.dq = (float *)(void *)cq_att_carve(&at, nq * a->E * sizeof(float));
-    j.dk = (float *)(void *)cq_att_carve(&at, nk * a->E * sizeof(float));
-    j.dv = (float *)(void *)cq_att_carve(&at, nk * a->E * sizeof(float));
+    j.dk = (float *)(void *)cq_att_carve(&at, nk * width * sizeof(float));
+    j.dv = (float *)(void *)cq_att_carve(&at, nk * width * sizeof(float));
     j.partial = (float *)(void *)cq_att_carve(&at, norm_bytes(a));
     j.dy_out = a->residual && d->xq ? d->xq : (float *)(void *)at;
     if (!a->Lq) memset(j.dk, 0, (size_t)((char *)j.partial - (char *)j.dk));
@@ -271,11 +293,8 @@ cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_atte
     }
     const linear out = {j.dy, s->ctx, a->wo, nq, a->Do, a->E, d->wo, d->bo, j.dq, 0, 0};
     CQ_TRY(linear_bwd(&run, &out));
-    CQ_TRY(cq_parallel_rows(cx, a->B * a->H, 1, heads, &j));
+    j.group = a->H / groups(a);
+    for (j.h0 = 0; j.h0 < a->H; j.h0 += j.group) CQ_TRY(keys_and_values(&j, d, width));
     const linear q = {j.dq, a->xq, a->wq, nq, a->E, a->Dq, d->wq, d->bq, d->xq, a->residual, 0};
-    const linear k = {j.dk, a->xk, a->wk, nk, a->E, a->Dk, d->wk, d->bk, d->xk, 0, 1};
-    const linear v = {j.dv, a->xk, a->wv, nk, a->E, a->Dk, d->wv, d->bv, d->xk, 1, 1};
-    CQ_TRY(linear_bwd(&run, &q));
-    CQ_TRY(linear_bwd(&run, &k));
-    return linear_bwd(&run, &v);
+    return linear_bwd(&run, &q);
 }

@@ -65,6 +65,18 @@ def test_reductions(x: np.ndarray, axis: int) -> None:
     )
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_attention(rng: np.random.Generator, precision: str) -> None:
+    xq, xk = (rng.normal(size=(2, n, 16)).astype(np.float32) for n in (5, 9))
+    w = [rng.normal(size=(16, 16)).astype(np.float32) for _ in range(4)]
+    mask = rng.random((2, 9)) < 0.3
+    got = arrays.attention(xq, xk, *w, heads=2, key_mask=mask, precision=precision)
+    given = {"key_mask": torch.from_numpy(mask), "precision": precision}
+    same(got, ops.attention(*map(torch.from_numpy, (xq, xk, *w)), heads=2, **given).out)
+    with pytest.raises(ConfigError, match="precision is 'low'"):
+        arrays.attention(xq, xk, *w, heads=2, precision="low")
+
+
 @pytest.mark.parametrize("axis", [-2, -1, 2, 7])
 @pytest.mark.parametrize("name", ["minmax", "absmax", "abssum", "fakequant"])
 def test_an_axis_that_is_neither_rows_nor_columns_is_refused(name: str, axis: int) -> None:

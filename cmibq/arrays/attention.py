@@ -1,0 +1,91 @@
+"""The fusion block for NumPy: cross-attention with projections, residual and layer norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmibq.errors import ConfigError
+from cmibq.runtime import kernels
+
+__all__ = ["attention"]
+
+F32 = NDArray[np.float32]
+
+
+def attention(
+    xq: F32,
+    xk: F32,
+    wq: F32,
+    wk: F32,
+    wv: F32,
+    wo: F32,
+    *,
+    heads: int,
+    bq: F32 | None = None,
+    bk: F32 | None = None,
+    bv: F32 | None = None,
+    bo: F32 | None = None,
+    gamma: F32 | None = None,
+    beta: F32 | None = None,
+    key_mask: NDArray[np.bool_] | None = None,
+    residual: bool = True,
+    eps: float = 1e-5,
+    precision: str = "highest",
+    out: F32 | None = None,
+) -> F32:
+    """Return ``layer_norm(xq + attend(xq wq^T, xk wk^T, xk wv^T) wo^T)``; no gradients.
+
+    Args:
+        xq: float32 [B, Lq, Dq], queries.
+        xk: float32 [B, Lk, Dk], source of keys and values.
+        wq: float32 [E, Dq]; `heads` divides E.
+        wk: float32 [E, Dk].
+        wv: float32 [E, Dk].
+        wo: float32 [Do, E].
+        heads: number of heads.
+        bq: float32 [E] or None, as `bk` and `bv`.
+        bk: see `bq`.
+        bv: see `bq`.
+        bo: float32 [Do] or None.
+        gamma: float32 [Do], weight of the layer norm; None = no layer norm.
+        beta: float32 [Do], its bias; with `gamma` only.
+        key_mask: bool [B, Lk], True = nobody looks at this key.
+        residual: add `xq`; needs Do = Dq.
+        eps: of the layer norm.
+        precision: ``"highest"``, ``"high"`` or ``"medium"``, as in `cmibq.ops.attention`.
+        out: float32 [B, Lq, Do] to write to.
+
+    Returns:
+        float32 [B, Lq, Do]: `out` or a new array; the same bits for every thread count.
+
+    Raises:
+        ConfigError: `precision` is unknown.
+        ValueError: a shape does not fit.
+
+    Example:
+        >>> x, eye = np.array([[[1, 0]]], np.float32), np.eye(2, dtype=np.float32)
+        >>> attention(x, x, eye, eye, eye, eye, heads=1)
+        array([[[2., 0.]]], dtype=float32)
+    """
+    planes = {"medium": 1, "high": 2, "highest": 3}  # csrc/core/attention.h
+    if precision not in planes:
+        raise ConfigError(f"precision is {precision!r}; allowed are {', '.join(planes)}")
+    batch, rows, keys = *np.shape(xq)[:2], np.shape(xk)[1]
+    width, wide = len(wq), len(wo)
+    made = np.empty((batch, rows, wide), np.float32) if out is None else out
+    k: Any = kernels()
+    sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], width, wide, heads)
+    work = np.empty(k.attention_workspace(*sizes, int(residual), planes[precision], 0), np.uint8)
+    q = None if width == wide <= 1024 else np.empty((batch, rows, width), np.float32)
+    held = [np.empty((batch, keys, width), np.float32) for _ in range(2)]
+    lse = np.empty((batch, heads, rows), np.float32)
+    stat = np.empty((batch, rows, 2), np.float32)
+    mask = None if key_mask is None else np.ascontiguousarray(key_mask).view(np.uint8)
+    k.attention(
+        xq, xk, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, mask, heads, int(residual), eps,
+        planes[precision], made, q, *held, None, None, lse, stat, None, None, work,
+    )  # fmt: skip
+    return made
