@@ -171,7 +171,8 @@ int main(int argc, char **argv) {
     static const size_t sizes[] = {0,  1,  3,  7,  8,  9,  15,  16,  17,  31,
                                    32, 33, 63, 64, 65, 97, 128, 130, 192, 1024};
     static const size_t rows[] = {0, 1, 3, 4, 17, 65};
-    const size_t step = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
+    const unsigned long given = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
+    const size_t step = given > 0 ? given : 1;
     const char *best = cq_isa_name(cq_isa_best());
     int bad = uncalled();
     if (argc > 2 && strcmp(argv[2], best) != 0)
