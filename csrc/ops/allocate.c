@@ -317,7 +317,7 @@ static int threshold(job *j, size_t blocks, int64_t need, double *slope, size_t 
             continue;
         }
         const float lo = j->lo, hi = j->hi;
-        for (int round = 0; attempt == 0 && round < 3 && now.count > 2048; round++)
+        for (int round = 0; attempt == 0 && round < 4 && now.count > 512; round++)
             narrow(j, blocks, &now, need);
         if (now.above <= need && now.above + now.inside > need) {
             *count = make_records(j, blocks);
@@ -394,18 +394,19 @@ static cq_status measure(cq_ctx *cx, cq_alloc_problem *p, int64_t *least) {
     for (size_t k = 0; k < rows * p->m; k++)
         if (c->cost[k] < 0 || (k % p->m && c->cost[k] < c->cost[k - 1]))
             return cq_refuse(cx, CQ_BAD_COST, k, (double)c->cost[k]);
-    for (size_t i = 0; i < p->n; i++) {
+    const int alike = !c->table && !c->weight; /* then one unit stands for all */
+    for (size_t i = 0; i < (alike ? cq_min_size(p->n, 1) : p->n); i++) {
         if (c->weight && c->weight[i] < 0)
             return cq_refuse(cx, CQ_BAD_UNITS, i, (double)c->weight[i]);
         int64_t top;
         const int64_t dear = c->cost[c->table ? i * p->m + p->m - 1 : p->m - 1];
-        if (__builtin_mul_overflow(c->weight ? c->weight[i] : 1, dear, &top) ||
-            __builtin_add_overflow(most, top, &most))
+        const int64_t times = alike ? (int64_t)p->n : (c->weight ? c->weight[i] : 1);
+        if (__builtin_mul_overflow(times, dear, &top) || __builtin_add_overflow(most, top, &most))
             return cq_refuse(cx, CQ_BIG_COST, i, (double)dear);
-        const int64_t low = cq_alloc_cost(c, i, 0);
-        *least += low;
-        wide = top - low > wide ? top - low : wide;
-        for (size_t j = 1; j < p->m && unit != 1 && (i == 0 || c->table || c->weight); j++) {
+        const int64_t low = cq_alloc_cost(c, i, 0), high = cq_alloc_cost(c, i, p->m - 1);
+        *least += alike ? times * low : low;
+        wide = high - low > wide ? high - low : wide;
+        for (size_t j = 1; j < p->m && unit != 1; j++) {
             const int64_t gap = cq_alloc_cost(c, i, j) - cq_alloc_cost(c, i, j - 1);
             if (unit == 0 || gap % unit) unit = gcd(gap, unit);
         }

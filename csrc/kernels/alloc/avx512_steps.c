@@ -39,7 +39,9 @@ void cq_alloc_steps_f32_avx512(const float *d, size_t n, size_t m, const float *
     size_t found = 0, v = 0;
     __m512i before = _mm512_setzero_si512();
     for (size_t f = 0; f < len; f += 16, v = v + 1 == m ? 0 : v + 1) {
-        const __mmask16 here = cq_tail_mask(len - f), next = cq_tail_mask(len - f - 1);
+        const int full = f + 17 <= len;
+        const __mmask16 here = full ? 0xFFFF : cq_tail_mask(len - f);
+        const __mmask16 next = full ? 0xFFFF : cq_tail_mask(len - f - 1);
         const __mmask16 step = p.step[v] & here;
         __m512 r = _mm512_maskz_sub_ps(step, _mm512_maskz_loadu_ps(here, d + f),
                                        _mm512_maskz_loadu_ps(next, d + f + 1));
@@ -62,28 +64,37 @@ void cq_alloc_steps_f32_avx512(const float *d, size_t n, size_t m, const float *
 void cq_alloc_band_f32_avx512(const float *s, size_t len, size_t m, const int32_t *cost, float lo,
                               float hi, uint32_t *index, float *value, cq_alloc_band *out) {
     const __m512 low = _mm512_set1_ps(lo), high = _mm512_set1_ps(hi);
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    cq_alloc_band rest = {0, 0, 0};
     __m512i above = _mm512_setzero_si512(), inside = above;
     pattern p;
     make_pattern(&p, m, NULL, cost);
     size_t count = 0, v = 0;
-    for (size_t f = 0; f < len; f += 16, v = v + 1 == m ? 0 : v + 1) {
-        const __mmask16 here = cq_tail_mask(len - f);
-        const __m512 r = _mm512_maskz_loadu_ps(here, s + f);
+    size_t f = 0;
+    for (; f + 16 <= len; f += 16, v = v + 1 == m ? 0 : v + 1) {
+        const __m512 r = _mm512_loadu_ps(s + f);
         const __m512i price = _mm512_loadu_si512(p.cost + 16 * v);
         const __mmask16 up = _mm512_cmp_ps_mask(r, high, _CMP_GT_OQ);
-        const __mmask16 in = _mm512_cmp_ps_mask(r, low, _CMP_GE_OQ) & (__mmask16)~up;
+        const __mmask16 in = _mm512_mask_cmp_ps_mask((__mmask16)~up, r, low, _CMP_GE_OQ);
         above = _mm512_mask_add_epi32(above, up, above, price);
-        if (!in) continue;
         inside = _mm512_mask_add_epi32(inside, in, inside, price);
-        const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)f));
-        const size_t more = (size_t)__builtin_popcount(in);
-        const __mmask16 room = cq_tail_mask(more);
-        _mm512_mask_storeu_epi32(index + count, room, _mm512_maskz_compress_epi32(in, at));
-        _mm512_mask_storeu_ps(value + count, room, _mm512_maskz_compress_ps(in, r));
-        count += more;
+        /* Whole stores: what lies past the hits is written again, and count <= f. */
+        _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(in, at));
+        _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(in, r));
+        at = _mm512_add_epi32(at, _mm512_set1_epi32(16));
+        count += (size_t)__builtin_popcount(in);
     }
-    *out = (cq_alloc_band){_mm512_reduce_add_epi32(above), _mm512_reduce_add_epi32(inside), count};
+    for (; f < len; f++) {
+        if (s[f] > hi)
+            rest.above += cost[f % m];
+        else if (s[f] >= lo) {
+            rest.inside += cost[f % m];
+            index[count] = (uint32_t)f;
+            value[count++] = s[f];
+        }
+    }
+    *out = (cq_alloc_band){rest.above + _mm512_reduce_add_epi32(above),
+                           rest.inside + _mm512_reduce_add_epi32(inside), count};
 }
 
 void cq_alloc_take_f32_avx512(const float *s, size_t n, size_t m, float hi, uint8_t *out) {
@@ -93,9 +104,10 @@ void cq_alloc_take_f32_avx512(const float *s, size_t n, size_t m, float hi, uint
     uint64_t queue = 0; /* one bit per step, oldest lowest */
     size_t queued = 0, i = 0;
     for (size_t f = 0; f < len; f += 16) {
-        const __m512 r = _mm512_maskz_loadu_ps(cq_tail_mask(len - f), s + f);
+        const __mmask16 here = f + 16 <= len ? 0xFFFF : cq_tail_mask(len - f);
+        const __m512 r = _mm512_maskz_loadu_ps(here, s + f);
         queue |= (uint64_t)_mm512_cmp_ps_mask(r, high, _CMP_GT_OQ) << queued;
-        queued += cq_min_size(len - f, 16);
+        queued += f + 16 <= len ? 16 : len - f;
         for (; queued >= m; queued -= m, queue >>= m)
             out[i++] = (uint8_t)__builtin_popcountll(queue & row);
     }
