@@ -55,23 +55,55 @@ CQ_INLINE void row(const float *x, float *out, size_t n, const grid *p, int fast
     if (i < n) some(x + i, out + i, cq_tail_mask(n - i), p, fast);
 }
 
+CQ_INLINE grid fast_grid(const cq_fakequant_block *b, size_t r) {
+    const float s = b->scale[r];
+    return (grid){_mm512_set1_ps(s), _mm512_set1_ps(1.0f / s), _mm512_set1_ps(b->lo[r] * s),
+                  _mm512_set1_ps(b->hi[r] * s)};
+}
+
+static int fast_row(const cq_fakequant_block *b, size_t r) {
+    return cq_fakequant_fast(b->scale[r], b->lo[r], b->hi[r]);
+}
+
+/* The end of row r and the start of the next in one cache line, `m` the lanes of the next: stored
+ * as two parts, such a line would be fetched first (groups of 128: 10 against 6 ms). */
+CQ_INLINE void seam(const cq_fakequant_block *b, size_t r, size_t i, __mmask16 m, const grid *p) {
+    const grid q = fast_grid(b, r + 1);
+    const grid both = {_mm512_mask_mov_ps(p->s, m, q.s), _mm512_mask_mov_ps(p->y, m, q.y),
+                       _mm512_mask_mov_ps(p->lo, m, q.lo), _mm512_mask_mov_ps(p->hi, m, q.hi)};
+    const size_t at = r * b->cols + i;
+    _mm512_stream_ps(b->out + at, multiplied(_mm512_loadu_ps(b->x + at), &both));
+}
+
+/* Row r from column `begin` on; returns how much of the next row it did. */
+CQ_INLINE size_t stream_row(const cq_fakequant_block *b, size_t r, size_t begin) {
+    const float *x = b->x + r * b->cols + begin;
+    float *out = b->out + r * b->cols + begin;
+    const size_t n = b->cols - begin, head = (0 - (uintptr_t)out / sizeof *out) % 16;
+    const size_t rest = (n - head) % 16;
+    const grid p = fast_grid(b, r);
+    const int join = rest && r + 1 < b->rows && fast_row(b, r + 1);
+    row(x, out, join ? n - rest : n, &p, 1, 1);
+    if (!join) return 0;
+    seam(b, r, b->cols - rest, (__mmask16)(0xFFFFu << rest), &p);
+    return 16 - rest;
+}
+
 void cq_fakequant_f32_row_avx512(const cq_fakequant_block *b) {
+    size_t done = 0; /* of this row, with the one before it */
     for (size_t r = 0; r < b->rows; r++) {
-        const float scale = b->scale[r], lo = b->lo[r], hi = b->hi[r];
-        const float *x = b->x + r * b->cols;
-        float *out = b->out + r * b->cols;
-        grid p = {_mm512_set1_ps(scale), _mm512_set1_ps(1.0f / scale), _mm512_set1_ps(lo),
-                  _mm512_set1_ps(hi)};
-        if (!cq_fakequant_fast(scale, lo, hi)) {
-            row(x, out, b->cols, &p, 0, 0);
-            continue;
+        const size_t at = r * b->cols + done;
+        if (fast_row(b, r) && b->stream) {
+            done = stream_row(b, r, done);
+        } else if (fast_row(b, r)) {
+            const grid p = fast_grid(b, r);
+            row(b->x + at, b->out + at, b->cols, &p, 1, 0);
+        } else {
+            const grid p = {_mm512_set1_ps(b->scale[r]), _mm512_setzero_ps(),
+                            _mm512_set1_ps(b->lo[r]), _mm512_set1_ps(b->hi[r])};
+            row(b->x + at, b->out + at, b->cols - done, &p, 0, 0);
+            done = 0;
         }
-        p.lo = _mm512_mul_ps(p.lo, p.s);
-        p.hi = _mm512_mul_ps(p.hi, p.s);
-        if (b->stream)
-            row(x, out, b->cols, &p, 1, 1);
-        else
-            row(x, out, b->cols, &p, 1, 0);
     }
     if (b->stream) _mm_sfence();
 }
