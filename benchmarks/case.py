@@ -55,7 +55,8 @@ class Case:
         limit: formula over the probes, in milliseconds (bytes for `fusion_memory`).
         note: what the reader must know: settings, what the limit counts, what was extrapolated.
         also: further limits; the note then tells the fraction of each.
-        flops: multiplications and additions of a call, for the roofline picture.
+        flops: multiplications and additions of a call, for the roofline picture; 0 with `moved`
+            given: what the limit takes at the float32 peak, where only the run tells.
         moved: bytes that a call must move, for the roofline picture.
         default_malloc: peers that are measured once more as installed, without recycled memory.
         threads: thread counts.

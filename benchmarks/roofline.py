@@ -77,16 +77,20 @@ class Point:
     peer: float | None
 
 
-def points(rows: list[dict[str, Any]], axes: tuple[str, ...], threads: int) -> Iterator[Point]:
-    """Yield the cases that tell how much they compute and move."""
+def points(
+    rows: list[dict[str, Any]], axes: tuple[str, ...], threads: int, rates: Mapping[str, Any]
+) -> Iterator[Point]:
+    """Yield the cases that tell how much they move and compute."""
+    peak = rates.get("fma_f32", {}).get(str(threads), 0.0)
     seen: dict[float, int] = {}
-    work = {(c.axis, c.name): c for c in CASES if c.flops and c.moved}
+    work = {(c.axis, c.name): c for c in CASES if c.moved}
     for row in rows:
         case = work.get((row["axis"], row["case"]))
         if case is not None and row["axis"] in axes and row["threads"] == threads:
-            speed = case.flops / 1e6
+            flops = case.flops or 1e6 * peak * row["limit"]
+            speed = flops / 1e6
             peer = speed / min(row["peers"].values()) if row["peers"] else None
-            at = case.flops / case.moved
+            at = flops / case.moved
             seen[at] = seen.get(at, -1) + 1  # cases of one intensity stand side by side
             yield Point(row["axis"], at * 1.07 ** seen[at], speed / row["ours"], peer)
 
@@ -143,7 +147,7 @@ def draw(name: str, rows: list[dict[str, Any]], rates: Mapping[str, Any], path: 
     from matplotlib import pyplot
 
     family = FAMILIES[name]
-    found = {t: list(points(rows, family.axes, t)) for t in (1, 2)}
+    found = {t: list(points(rows, family.axes, t, rates)) for t in (1, 2)}
     every = [p for some in found.values() for p in some]
     if not every:
         return False

@@ -171,11 +171,11 @@ def headline(rows: Rows, data: Mapping[str, Any]) -> list[str]:
     return [text]
 
 
-def rooflines(rows: Rows) -> list[str]:
+def rooflines(rows: Rows, rates: Mapping[str, Any]) -> list[str]:
     """Return a heading and a picture per kernel family that has points to show."""
     lines: list[str] = []
     for name, family in FAMILIES.items():
-        if any(points(rows, family.axes, 1)):
+        if any(points(rows, family.axes, 1, rates)):
             picture = f"![Roofline: {family.title.lower()}](images/roofline-{name}.png)"
             lines += [f"### {family.title}", "", picture, ""]
     return lines[:-1]
@@ -204,7 +204,7 @@ def pages() -> dict[Path, str]:
     parts: dict[str, Callable[[], list[str]]] = {
         "machine": lambda: machine(data),
         "summary": lambda: summary(rows),
-        "rooflines": lambda: rooflines(rows),
+        "rooflines": lambda: rooflines(rows, data["rates"]),
         "results": lambda: details(rows),
         "headline": lambda: headline(rows, data),
     }

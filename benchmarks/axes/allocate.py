@@ -134,6 +134,7 @@ def integers(name: str, n: int) -> Case:
         peers={"np.argpartition + ties": partial(partition, n), "torch.topk": partial(topk, n)},
         limit=lambda p: p.read64(4 * 7 * n) if n < 10**6 else p.read(4 * 7 * n),
         note="from the distortions; the peers start from the savings; limit: one read of the table",
+        flops=2 * 7 * n,
         moved=4 * 7 * n,
         quick=n < 10**6,
     )

@@ -188,6 +188,7 @@ def case(loss: str) -> Case:
         note=f"until a choice within 0.1 % of the best; pool of {POOL} tokens; peers timed on "
         f"{TIMED} of {GRID} grid points (Gram: 1) and extrapolated, at the fewest tokens that do",
         also={"the bf16 peak": lambda p: p.bf16(flops(loss))},
+        moved=4.0 * K * (N + POOL),
     )
 
 

@@ -117,6 +117,7 @@ def minmax_case(name: str, axis: int) -> Case:
         limit=one_read,
         note="NumPy's x.min(1), x.max(1) take about 2.5 times ours; limit: one read of 64 MiB",
         also={"DRAM read of a 256 MiB ring": lambda p: p.read(4 * N * N)},
+        flops=2 * N * N,
         moved=4 * N * N,
         quick=axis == 0,
     )
@@ -133,6 +134,7 @@ def percentile_case(name: str, shape: tuple[int, int]) -> Case:
         },
         limit=one_read,
         note="exact; np.partition only selects; limit: one read",
+        flops=2 * N * N,
         moved=4 * N * N,
     )
 
@@ -147,6 +149,7 @@ CASES = [
         peers={"torch.histc": histc, "np.histogram": numpy_histogram},
         limit=one_read,
         note="range found in the same call; ours can be continued; limit: one read",
+        flops=3 * N * N,
         moved=4 * N * N,
         quick=True,
     ),
@@ -160,5 +163,6 @@ CASES = [
         limit=lambda p: p.fma(2 * 6 * GRID * N * N),
         note="limit: six instructions per element and range at the rate of FMAs",
         flops=2 * 6 * GRID * N * N,
+        moved=4 * N * N,
     ),
 ]

@@ -66,7 +66,7 @@ def test_a_family_is_drawn(tmp_path, monkeypatch):
     case = Case("fakequant_forward", "x", none, {}, lambda p: 1.0, flops=4e6, moved=8e6)
     monkeypatch.setattr(roofline, "CASES", [case, case])
     rows = [row("fakequant_forward", "x", t, 0.5 / t) for t in (1, 2)]
-    (point,) = roofline.points(rows, ("fakequant_forward",), 1)
+    (point,) = roofline.points(rows, ("fakequant_forward",), 1, RATES)
     assert (point.intensity, point.ours, point.peer) == (0.5, 8.0, 0.1)
     assert roofline.draw("fakequant", rows, RATES, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
