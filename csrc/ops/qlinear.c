@@ -43,7 +43,7 @@ static job plan(const cq_qlinear *a) {
 }
 
 size_t cq_qlinear_workspace(const cq_ctx *cx, const cq_qlinear *a) {
-    if (cq_qprefill_fits(a)) return cq_qprefill_workspace(cx, a);
+    if (cq_qprefill_fits(cx, a)) return cq_qprefill_workspace(cx, a);
     const job j = plan(a);
     const size_t sums = cq_add(j.sum_bytes, j.step_bytes),
                  rows = cq_add(j.scale_bytes, j.rows_bytes);
@@ -163,7 +163,7 @@ static size_t grain_of(const cq_qlinear *a) {
 
 cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     if (!a->M || !a->w.N) return CQ_OK;
-    if (cq_qprefill_fits(a)) return cq_qprefill_run(cx, a, work);
+    if (cq_qprefill_fits(cx, a)) return cq_qprefill_run(cx, a, work);
     job j = start(cx, a, work);
     CQ_TRY(cq_parallel_rows(cx, a->M, cq_grain(2 * a->w.K), quantise_rows, &j));
     return cq_parallel_rows(cx, cq_strips(a->w.N), grain_of(a), run_strips, &j);

@@ -86,8 +86,12 @@ static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     return p;
 }
 
-int cq_qprefill_fits(const cq_qlinear *a) {
-    return a->M >= MIN_ROWS && a->mode != CQ_QLINEAR_F32 && a->w.K;
+/* Levels with a fast strip kernel of qlinear but no block kernel of their own keep to the former. */
+int cq_qprefill_fits(const cq_ctx *cx, const cq_qlinear *a) {
+    const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
+    const int worth = cx->k->qprefill_block != plain->qprefill_block ||
+                      cx->k->qlinear_s8_strip == plain->qlinear_s8_strip;
+    return worth && a->M >= MIN_ROWS && a->mode != CQ_QLINEAR_F32 && a->w.K;
 }
 
 size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a) {
