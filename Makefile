@@ -52,7 +52,8 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(C_STYLED)
-	$(BIN)/clang-tidy --quiet $(C_FILES) -- $$($(BIN)/python tests/c_flags.py) -Itests/parity
+	printf '%s\n' $(C_FILES) | xargs -P $$(nproc) -n 6 sh -c '\
+	$(BIN)/clang-tidy --quiet "$$@" -- $$($(BIN)/python tests/c_flags.py) -Itests/parity' lint
 
 types: $(VENV)
 	$(BIN)/mypy

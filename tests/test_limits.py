@@ -41,7 +41,7 @@ def test_reading_past_2_to_the_32_bytes() -> None:
 def test_groups_past_2_to_the_31_elements() -> None:
     packed = sparse((2**20, 1024), np.uint8)  # 2**31 codes of 4 bits, 2**30 bytes
     packed[-1, -1] = 0x21
-    with pytest.raises(ValueError, match="packed: dimension C|out: dimension"):
+    with pytest.raises(ValueError, match=r"packed: dimension C|out: dimension"):
         K.unpack_row(packed, 4, np.empty((1, 8), np.uint8))
     tail = np.empty((1, 2048), np.uint8)
     K.unpack_row(packed[-1:], 4, tail)

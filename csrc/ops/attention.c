@@ -42,11 +42,12 @@ static void soft_rows(const job *j, const pieces *x, size_t b, size_t h, size_t 
                       float *inverse) {
     const cq_attention_args *a = j->run->a;
     const size_t ld = cq_att_depth(a->Lk), at = (b * a->H + h) * a->Lq + i;
+    const size_t head = a->E / a->H;
     for (size_t r = 0; r < m; r++) {
         const cq_att_row row = {.s = x->score + r * ld,
                                 .mask = a->mask ? a->mask + b * a->Lk : NULL,
                                 .n = a->Lk,
-                                .scale = 1.0f / sqrtf((float)(a->E / a->H))};
+                                .scale = 1.0f / sqrtf((float)head)};
         cq_att_stats t = {-INFINITY, 0.0f, 0.0f};
         j->run->cx->k->attention_softmax_f32(&row, &t);
         inverse[r] = t.sum == 0.0f ? 0.0f : 1.0f / t.sum;

@@ -4,6 +4,8 @@
 #include "core/half.h"
 #include "ops.h"
 
+#include <math.h>
+
 /* A panel of float32 rounded to bfloat16, for CPUs without products of bfloat16. */
 static void pack_rounded(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,
                          size_t kc, float *panel) {
@@ -11,7 +13,7 @@ static void pack_rounded(const void *ctx, size_t batch, size_t r0, size_t rows, 
     cq_gemm_pack_matrix(ctx, batch, r0, rows, k0, kc, panel);
     for (size_t i = 0; i < m->width * kc; i++) {
         const uint32_t u = cq_float_bits(panel[i]), up = (u + 0x7FFFu + (u >> 16 & 1u));
-        if (panel[i] == panel[i]) panel[i] = cq_bits_float(up & 0xFFFF0000u);
+        if (!isnan(panel[i])) panel[i] = cq_bits_float(up & 0xFFFF0000u);
     }
 }
 

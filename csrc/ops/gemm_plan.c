@@ -70,7 +70,7 @@ static void shape_shared(const cq_gemm_plan *p, shape *s) {
 
 /* Rows of a task, so that there are some for every thread. */
 static size_t task_rows(const cq_gemm_plan *p) {
-    const size_t most = p->batch < 4 && p->M > 2 * MC ? MC : BLOCK_ROWS;
+    const size_t most = p->batch < 4 && p->M > (size_t)2 * MC ? MC : BLOCK_ROWS;
     return round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, most)), lanes_a(p));
 }
 
@@ -197,7 +197,8 @@ static void rows_task(job *j, size_t task, float *slot) {
                     pb + words_before(p, p->N, CQ_GEMM_NR, k0));
     for (size_t m = m0; m < end; m += lanes) {
         if (cq_stop(j->cx)) return;
-        float *home = p->c ? p->c + batch * p->batch_c + m * p->ldc : NULL;
+        const size_t home = batch * p->batch_c + m * p->ldc;
+        float *to = scratch ? scratch : p->c + home;
         cq_gemm_f32_tile t = {.ldc = scratch ? p->N : p->ldc, .planes = p->planes};
         t.m = cq_min_size(end - m, lanes);
         for (size_t k0 = 0; k0 < p->K; k0 += t.kc) {
@@ -208,13 +209,13 @@ static void rows_task(job *j, size_t task, float *slot) {
             const float *b = pb ? pb + words_before(p, p->N, CQ_GEMM_NR, k0) : NULL;
             for (size_t n = 0; n < p->N; n += CQ_GEMM_NR) {
                 t.n = cq_min_size(p->N - n, CQ_GEMM_NR);
-                t.c = (scratch ? scratch : home) + n;
+                t.c = to + n;
                 set_b(p, batch, n / CQ_GEMM_NR, k0, b, &t);
                 if (b) b += panel_words(p, CQ_GEMM_NR, t.kc);
                 multiply(j, &t, batch, m, n, k0 + t.kc == p->K);
             }
         }
-        if (j->s.stream) j->k->gemm_f32_stream(scratch, home, t.m * p->N);
+        if (j->s.stream) j->k->gemm_f32_stream(scratch, p->c + home, t.m * p->N);
     }
 }
 

@@ -36,7 +36,8 @@ CQ_INLINE void along_depth(const cq_att_source *s, size_t i, size_t k, uint16_t 
         __m512i part[CQ_ATT_HIGHEST];
         split(_mm512_maskz_loadu_ps(inside ? m0 : 0, x),
               _mm512_maskz_loadu_ps(inside ? m1 : 0, x + 16), part, planes);
-        for (int p = 0; p < planes; p++) _mm512_store_si512(tile + p * 2 * TILE + r * 32, part[p]);
+        for (int p = 0; p < planes; p++)
+            _mm512_store_si512(tile + (size_t)p * 2 * TILE + r * 32, part[p]);
     }
 }
 
@@ -55,20 +56,20 @@ CQ_INLINE void along_lanes(const cq_att_source *s, size_t i, size_t k, uint16_t 
         split(_mm512_maskz_loadu_ps(m0, x), _mm512_maskz_loadu_ps(m1, m1 ? x + s->depth_stride : x),
               part, planes);
         for (int p = 0; p < planes; p++)
-            _mm512_store_si512(tile + p * 2 * TILE + r * 32,
+            _mm512_store_si512(tile + (size_t)p * 2 * TILE + r * 32,
                                _mm512_permutexvar_epi16(pairs, part[p]));
     }
 }
 
 static void transpose(uint16_t *tile) {
     __m512i r[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(tile + 32 * i);
+    for (size_t i = 0; i < 16; i++) r[i] = _mm512_load_si512(tile + 32 * i);
     cq_transpose_pairs(r, tile);
 }
 
 CQ_INLINE void pack(const cq_att_source *s, uint16_t *out, int planes) {
     const int deep = s->depth_stride == 1;
-    for (size_t k = 0; k < s->depth; k += 32, out += planes * 2 * TILE) {
+    for (size_t k = 0; k < s->depth; k += 32, out += (size_t)planes * 2 * TILE) {
         for (size_t i = 0; i < CQ_ATT_LANES; i += 16) {
             uint16_t *tile = out + i / 16 * TILE;
             if (deep)
@@ -76,7 +77,7 @@ CQ_INLINE void pack(const cq_att_source *s, uint16_t *out, int planes) {
             else
                 along_lanes(s, i, k, tile, planes);
             if (deep == !s->side) continue;
-            for (int p = 0; p < planes; p++) transpose(tile + p * 2 * TILE);
+            for (int p = 0; p < planes; p++) transpose(tile + (size_t)p * 2 * TILE);
         }
     }
 }
