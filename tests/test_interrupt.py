@@ -74,11 +74,13 @@ def test_a_signal_handler_ends_a_long_call(name: str, isa: str, threads: int) ->
 
 def test_ctrl_c_is_a_keyboard_interrupt_and_the_next_call_is_right() -> None:
     call, kernels = scaleloss(), C.Kernels(None, 2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # none in a background job
     timer = threading.Timer(0.1, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         call(kernels)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     x, one, out = np.full((300, 1000), 0.6, f32), np.ones(300, f32), np.empty((300, 1000), f32)
     kernels.fakequant_row(x, one, -8 * one, 7 * one, out)
     assert (out == 1).all()

@@ -229,7 +229,8 @@ size_t cq_allocate_workspace(size_t n, size_t m);
 cq_status cq_allocate(cq_ctx *cx, const float *d, const cq_alloc_costs *costs, int64_t budget,
                       uint8_t *choice, double *info, int64_t *spent, uint8_t *work, size_t n);
 
-/* Histograms (kernels/histogram); workspaces in bytes. counts [size] += places floor(x / 2**exponent)
+/* Histograms (kernels/histogram); workspaces in bytes. counts [size] += places floor(x /
+ * 2**exponent)
  * - first of x [n]. out [R, K]: elements of rank ranks [K] of every row. counts [R, size]: of
  * |x| / top * size, top [R] the largest magnitude. best, least [R]: see klclip. */
 size_t cq_histogram_workspace(size_t n, size_t size);

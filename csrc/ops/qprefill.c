@@ -86,7 +86,8 @@ static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     return p;
 }
 
-/* Levels with a fast strip kernel of qlinear but no block kernel of their own keep to the former. */
+/* Levels with a fast strip kernel of qlinear but no block kernel of their own keep to the former.
+ */
 int cq_qprefill_fits(const cq_ctx *cx, const cq_qlinear *a) {
     const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
     const int worth = cx->k->qprefill_block != plain->qprefill_block ||
