@@ -92,7 +92,7 @@ def test_errors_are_one_line_and_a_code(
 def test_control_c_ends_with_130() -> None:
     code = (
         "import os, signal, sys; import cmibq.cli.main as cli;"
-        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a job in the background has none
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs have none
         "cli._dispatch = lambda words: os.kill(os.getpid(), signal.SIGINT);"
         "sys.exit(cli.main(['doctor']))"
     )
