@@ -1,12 +1,13 @@
 from typing import final
 
-from numpy import float32, float64, int8, int64, uint8, uint16, uint32
+from numpy import float32, float64, int8, int32, int64, uint8, uint16, uint32
 from numpy.typing import NDArray
 
 _F32 = NDArray[float32]
 _F64 = NDArray[float64]
 _U8 = NDArray[uint8]
 _S8 = NDArray[int8]
+_S32 = NDArray[int32]
 _S64 = NDArray[int64]
 _U16 = NDArray[uint16]
 
@@ -172,6 +173,22 @@ class Kernels:
         /,
     ) -> None: ...
     def gemm_workspace(self, batch: int, M: int, N: int, K: int, planes: int, /) -> int: ...
+    def gemm_s8(
+        self,
+        a: _S8,
+        b: _S8,
+        bias: _S32 | None,
+        multiplier: _S32 | None,
+        shift: _S32 | None,
+        zero: int,
+        lo: int,
+        hi: int,
+        sums: _S32 | None,
+        codes: _S8 | None,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def gemm_s8_workspace(self, M: int, N: int, K: int, requantise: int, /) -> int: ...
     def qlinear_f32(
         self,
         x: _F32,

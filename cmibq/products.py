@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,25 @@ from cmibq import memory
 from cmibq.errors import nearest
 from cmibq.runtime import kernels
 
-__all__ = ["ACTIVATIONS", "PRECISIONS", "activation_code", "multiply", "planes", "product_shape"]
+__all__ = [
+    "ACTIVATIONS",
+    "MOST_INPUTS",
+    "PRECISIONS",
+    "activation_code",
+    "multiply",
+    "multiply_s8",
+    "planes",
+    "product_shape",
+]
 
 F32 = NDArray[np.float32]
+S8 = NDArray[np.int8]
+S32 = NDArray[np.int32]
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
 """Names of the activations, in the order of their codes in C (cq_act)."""
 
+MOST_INPUTS = 131071
+"""Products of -128 by -128 that an int32 holds."""
 
 PRECISIONS = ("float32", "bfloat16", "bfloat16x2", "bfloat16x3")
 """How operands are multiplied; the index is how many bfloat16 an operand is split into."""
@@ -120,4 +134,52 @@ def multiply(
     core.gemm(
         _four(a, batch), _four(b, batch), split, scale, bias, act, more, _four(out, batch), work
     )
+    return out
+
+
+def multiply_s8(
+    a: S8,
+    b: S8,
+    bias: S32 | None,
+    multiplier: S32 | None,
+    shift: S32 | None,
+    zero_point: int,
+    lo: int,
+    hi: int,
+    out: S8 | S32 | None,
+) -> S8 | S32:
+    """Return ``a @ b.T + bias`` in int32, or requantised to int8, in C; see `cmibq.arrays.gemm_s8`.
+
+    Args:
+        a: int8 [M, K], any stride between rows that is not negative.
+        b: int8 [N, K], likewise.
+        bias: int32 [N] or None.
+        multiplier: int32 [N], or None for int32 results.
+        shift: int32 [N] or None, as `multiplier`.
+        zero_point: added last, -128..127.
+        lo: least code.
+        hi: largest code.
+        out: [M, N], C-contiguous, or None for a new array.
+
+    Example:
+        >>> one = np.ones((1, 3), np.int8)
+        >>> multiply_s8(one, one, None, None, None, 0, -128, 127, None)
+        array([[3]], dtype=int32)
+    """
+    if a.ndim != 2 or b.ndim != 2:
+        raise ValueError(f"gemm_s8: a and b have {a.ndim} and {b.ndim} dimensions; 2 are needed")
+    if (multiplier is None) != (shift is None):
+        raise ValueError("gemm_s8: multiplier and shift go together; give both or neither")
+    shape, codes = (len(a), len(b)), multiplier is not None
+    if a.shape[1] > MOST_INPUTS:
+        raise ValueError(
+            f"gemm_s8: a has {a.shape[1]} inputs; int32 sums are exact for at most {MOST_INPUTS}, "
+            "split the inputs"
+        )
+    if out is None:
+        out = memory.empty(shape, np.int8 if codes else np.int32)
+    core = kernels()
+    work = memory.empty(core.gemm_s8_workspace(*shape, a.shape[1], codes), np.uint8)
+    to: tuple[Any, Any] = (None, out) if codes else (out, None)
+    core.gemm_s8(a, b, bias, multiplier, shift, zero_point, lo, hi, *to, work)
     return out

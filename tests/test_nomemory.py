@@ -163,6 +163,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "pack": lambda: arrays.pack(CODES, bits=4),
     "unpack": lambda: arrays.unpack(CODES, bits=4, cols=128),
     "gemm": lambda: arrays.gemm(X, X.T),
+    "gemm_s8": lambda: arrays.gemm_s8(CODES.view(np.int8), CODES.view(np.int8)),
     "qgemm": lambda: arrays.qgemm(X, PACKED, SCALE, None, bits=4),
     "scaleloss": lambda: arrays.scaleloss(X, X, np.ones((2, 64), np.float32), bits=4),
 }

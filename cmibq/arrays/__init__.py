@@ -11,6 +11,7 @@ from cmibq.arrays.attention import attention
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
+from cmibq.arrays.gemm_s8 import gemm_s8
 from cmibq.arrays.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.arrays.histogram import Histogram, klclip, percentile
 from cmibq.arrays.pack import pack, unpack
@@ -39,6 +40,7 @@ __all__ = [
     "fakequant_token",
     "fakequant_torch_compat",
     "gemm",
+    "gemm_s8",
     "klclip",
     "minmax",
     "pack",

@@ -7,6 +7,7 @@ from cmibq.ops.attention import attention
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
 from cmibq.ops.gemm import gemm
+from cmibq.ops.gemm_s8 import gemm_s8
 from cmibq.ops.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
@@ -26,6 +27,7 @@ __all__ = [
     "fakequant_token",
     "fakequant_torch_compat",
     "gemm",
+    "gemm_s8",
     "minmax",
     "pack",
     "power_of_two",

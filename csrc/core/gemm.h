@@ -39,6 +39,22 @@ typedef struct cq_gemm_bf16_source {
     int planes, half, is_b;
 } cq_gemm_bf16_source;
 
+/* int8 panels hold CQ_GEMM_WIDE lanes of both operands, in 1 KiB tiles for VNNI and AMX. For every
+ * 64 inputs two tiles of 16 lanes; of A [16 lanes][64 inputs], of B [16 fours of inputs][16
+ * lanes][4 inputs]. Inputs and lanes past the last are 0. Tiles take a cq_gemm_f32_tile whose words
+ * are int8 panels and int32 sums; these are exact for up to CQ_GEMM_S8_K inputs. */
+#define CQ_GEMM_KC_S8 ((size_t)2048)
+#define CQ_GEMM_S8_K ((size_t)131071)
+
+/* int32 sums to int8, exactly: with p = (c + bias[j]) * multiplier[j] in int64, clamp(p /
+ * 2^shift[j] rounded half to even, + zero, lo, hi). |c| < 2^31, so |p| < 2^63. */
+typedef struct cq_gemm_requant {
+    const int32_t *bias; /* [n], or NULL */
+    const int32_t *multiplier;
+    const int32_t *shift; /* 0 .. 62 */
+    int zero, lo, hi;     /* -128 .. 127 */
+} cq_gemm_requant;
+
 /* What becomes of finished sums: c = activation(c * scale + bias) + residual, each step rounded. */
 typedef struct cq_gemm_finish {
     float scale;

@@ -32,11 +32,13 @@ static size_t lanes_a(const cq_gemm_plan *p) {
 }
 
 static size_t block_inputs(const cq_gemm_plan *p) {
+    if (p->kind == CQ_GEMM_S8) return CQ_GEMM_KC_S8;
     return p->kind == CQ_GEMM_F32 ? CQ_GEMM_KC : CQ_GEMM_KC_WIDE;
 }
 
 static size_t panel_words(const cq_gemm_plan *p, size_t lanes, size_t kc) {
     if (p->kind == CQ_GEMM_F32) return lanes * kc;
+    if (p->kind == CQ_GEMM_S8) return lanes * round_up(kc, 64) / 4;
     return lanes * round_up(kc, 32) * (size_t)p->planes / 2;
 }
 
@@ -321,6 +323,7 @@ cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
     uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
     job j = {.cx = cx, .k = cx->k, .p = p, .s = plan_shape(p), .work = (float *)(void *)aligned};
     j.tile = p->kind == CQ_GEMM_F32 ? cx->k->gemm_f32_tile : cx->k->gemm_bf16_tile;
+    if (p->kind == CQ_GEMM_S8) j.tile = cx->k->gemm_s8_tile;
     if (j.s.way == SHARED) return run_shared(&j);
     return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, run_slot, &j);
 }

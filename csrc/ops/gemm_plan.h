@@ -7,8 +7,8 @@
 
 #include "core/dispatch.h"
 
-/* What panels hold; see core/gemm.h. Sums are float32. */
-typedef enum cq_gemm_kind { CQ_GEMM_F32, CQ_GEMM_BF16 } cq_gemm_kind;
+/* What panels hold; see core/gemm.h. Sums are float32, of int8 int32 in the same places. */
+typedef enum cq_gemm_kind { CQ_GEMM_F32, CQ_GEMM_BF16, CQ_GEMM_S8 } cq_gemm_kind;
 
 /* Fill `panel` with lanes r0 .. r0 + rows - 1 (rows of A, columns of B) and inputs k0 .. k0 + kc -
  * 1 of one product of the batch: lane r, input k at panel[k * width + r]; width is CQ_GEMM_MR (A)

@@ -148,6 +148,21 @@ typedef struct cq_gemm_args {
 size_t cq_gemm_workspace(const cq_ctx *cx, const cq_gemm_args *g);
 cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work);
 
+/* a [M, K] . b [N, K]^T of int8, rows rsa and rsb apart, summed exactly: to int32 `sums` [M, N],
+ * plus r.bias or NULL; or, where `sums` is NULL, requantised to int8 `codes` [M, N]. K is at most
+ * CQ_GEMM_S8_K. */
+typedef struct cq_gemm_s8_args {
+    const int8_t *a, *b;
+    size_t M, N, K, rsa, rsb;
+    cq_gemm_requant r;
+    int32_t *sums;
+    int8_t *codes;
+} cq_gemm_s8_args;
+
+/* Bytes of `work` (sizes and `sums` being set are read). */
+size_t cq_gemm_s8_workspace(const cq_ctx *cx, const cq_gemm_s8_args *g);
+cq_status cq_gemm_s8(cq_ctx *cx, const cq_gemm_s8_args *g, void *work);
+
 /* out [M, N] = epilogue(x [M, K] . w^T). x: float32, or bfloat16 where e.bf16; CODES: int8, with
  * e.xscale. DYNAMIC makes int8 codes of every row first, as cq_codes_token_s8 does. Groups of int8
  * have at most CQ_QGEMM_S8_GROUP inputs. `work`: cq_qlinear_workspace bytes, content free. */

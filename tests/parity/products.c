@@ -30,6 +30,29 @@ static void gemm_large(run *t) {
     if (t->R * t->C == 512) gemm(t, 0, 0, 130, 150, 8, 64);
 }
 
+/* int8, with and without requantisation; rows of A are apart. */
+static void gemm_s8(run *t) {
+    const size_t M = t->R, N = 45, K = t->C, n = M * N;
+    int32_t *bias = take(t, N * 4), *m = take(t, N * 4), *e = take(t, N * 4);
+    int32_t *sums = take(t, n * sizeof *sums);
+    int8_t *codes = take(t, n);
+    for (size_t j = 0; j < N; j++) {
+        bias[j] = (int32_t)(draw(t) % 4096) - 2048;
+        m[j] = (int32_t)(draw(t) % INT32_MAX);
+        e[j] = (int32_t)(draw(t) % 10) + 36;
+    }
+    cq_gemm_s8_args g = {.M = M, .N = N, .K = K, .rsa = K + 3, .rsb = K};
+    g.a = (int8_t *)bytes_below(t, M * (K + 3), 8);
+    g.b = (int8_t *)bytes_below(t, N * K, 8);
+    g.r = (cq_gemm_requant){bias, m, e, 3, -100, 120};
+    g.codes = codes;
+    report_status(t, cq_gemm_s8(t->cx, &g, take(t, cq_gemm_s8_workspace(t->cx, &g))));
+    report_s8(t, codes, n);
+    g.sums = sums;
+    report_status(t, cq_gemm_s8(t->cx, &g, take(t, cq_gemm_s8_workspace(t->cx, &g))));
+    report_u8(t, (uint8_t *)sums, n * sizeof *sums);
+}
+
 /* The tile form of a packed weight, made with the kernels under test. */
 static cq_tiles tiles_of(run *t, size_t N, int bits) {
     const cq_packed w = packed_weight(t, N, bits, bits % 2);
@@ -104,13 +127,10 @@ static void attention(run *t) {
 }
 
 const parity_case product_cases[] = {
-    {"gemm_rows", gemm_rows},
-    {"gemm_columns", gemm_columns},
-    {"gemm_planes", gemm_planes},
-    {"attention", attention},
-    {"gemm_large", gemm_large},
-    {"qlinear_f32", qlinear_f32},
-    {"qlinear_dynamic", qlinear_dynamic},
+    {"gemm_rows", gemm_rows},         {"gemm_columns", gemm_columns},
+    {"gemm_planes", gemm_planes},     {"gemm_s8", gemm_s8},
+    {"attention", attention},         {"gemm_large", gemm_large},
+    {"qlinear_f32", qlinear_f32},     {"qlinear_dynamic", qlinear_dynamic},
     {"qlinear_codes", qlinear_codes},
 };
 const size_t product_count = sizeof product_cases / sizeof *product_cases;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bf16_tile: 2 x 2 tiles of 16 x 16 sums; an operand tile is loaded once for all products that
- * follow one another with it (three planes: 7 pairs of loads for 6 products). */
+/* bf16_tile and s8_tile: 2 x 2 tiles of 16 x 16 sums; an operand tile is loaded once for all
+ * products that follow one another with it (three planes: 7 pairs of loads for 6 products). */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512amx.h"
@@ -30,9 +30,15 @@ CQ_INLINE void multiply(void) {
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* 32 inputs; `planes` is a constant. */
+/* 32 inputs of bfloat16, or 64 int8 (0 planes); `planes` is a constant. */
 CQ_INLINE void step(const int planes, const uint8_t *a, const uint8_t *b) {
-    if (planes == 1) {
+    if (planes == 0) {
+        load_a(a, 0), load_b(b, 0);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    } else if (planes == 1) {
         load_a(a, 0), load_b(b, 0), multiply();
     } else if (planes == 2) {
         load_a(a, 1), load_b(b, 0), multiply();
@@ -49,8 +55,8 @@ CQ_INLINE void step(const int planes, const uint8_t *a, const uint8_t *b) {
 }
 
 CQ_INLINE void steps(const int planes, const uint8_t *a, const uint8_t *b, size_t kc) {
-    const size_t bytes = (size_t)planes * 2 * TILE;
-    for (size_t k = 0; k < kc; k += 32, a += bytes, b += bytes) step(planes, a, b);
+    const size_t inputs = planes ? 32 : 64, bytes = (size_t)(planes ? planes : 1) * 2 * TILE;
+    for (size_t k = 0; k < kc; k += inputs, a += bytes, b += bytes) step(planes, a, b);
 }
 
 /* Sums of a whole 32 x 32 block begin in c or as 0, and end in c. */
@@ -86,7 +92,7 @@ static void copy_block(const float *from, size_t ldf, float *to, size_t ldt, siz
         }
 }
 
-void cq_gemm_bf16_tile_avx512amx(const cq_gemm_f32_tile *t) {
+static void blocks(const cq_gemm_f32_tile *t, int planes) {
     _Alignas(64) float edge[32 * 32];
     _tile_loadconfig(&shapes);
     for (size_t i = 0; i < t->m; i += CQ_GEMM_WIDE) {
@@ -106,9 +112,11 @@ void cq_gemm_bf16_tile_avx512amx(const cq_gemm_f32_tile *t) {
             __builtin_prefetch(home + (CQ_GEMM_WIDE + r) * t->ldc + 16);
         }
         begin(&u, c);
-        if (t->planes == 1)
+        if (planes == 0)
+            steps(0, a, b, t->kc);
+        else if (planes == 1)
             steps(1, a, b, t->kc);
-        else if (t->planes == 2)
+        else if (planes == 2)
             steps(2, a, b, t->kc);
         else
             steps(3, a, b, t->kc);
@@ -117,6 +125,10 @@ void cq_gemm_bf16_tile_avx512amx(const cq_gemm_f32_tile *t) {
     }
     _tile_release();
 }
+
+void cq_gemm_bf16_tile_avx512amx(const cq_gemm_f32_tile *t) { blocks(t, t->planes); }
+
+void cq_gemm_s8_tile_avx512amx(const cq_gemm_f32_tile *t) { blocks(t, 0); }
 
 #include "core/isa_end.h"
 #endif
