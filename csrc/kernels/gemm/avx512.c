@@ -7,7 +7,6 @@
 #include "core/isa_begin_avx512.h"
 
 #include "kernels/gemm/finish.h"
-#include "kernels/gemm/requant.h"
 
 typedef struct pair { /* 32 columns of one row */
     __m512 lo, hi;
@@ -168,11 +167,6 @@ void cq_gemm_f32_stream_avx512(const float *from, float *to, size_t n) {
 
 void cq_gemm_f32_finish_avx512(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {
     cq_gemm_finish_any(f, c, ldc, m, n);
-}
-
-void cq_gemm_s8_finish_avx512(const cq_gemm_requant *r, const int32_t *c, size_t ldc, size_t m,
-                              size_t n, int8_t *out, size_t ldo) {
-    cq_gemm_requant_any(r, c, ldc, m, n, out, ldo);
 }
 
 #include "core/isa_end.h"

@@ -15,7 +15,6 @@
  *
  * Exactness: EXACT, all. */
 #include "core/dispatch.h"
-#include "kernels/gemm/requant.h"
 
 #include <string.h>
 
@@ -48,7 +47,23 @@ void cq_gemm_s8_tile_scalar(const cq_gemm_f32_tile *t) {
     }
 }
 
+/* p / 2^e to the nearest, half to even; 0 <= e <= 62. */
+static int64_t shift_round(int64_t p, int e) {
+    const int64_t whole = p >> e, one = (int64_t)1 << e, rest = p & (one - 1);
+    return whole + (2 * rest + (whole & 1) > one);
+}
+
 void cq_gemm_s8_finish_scalar(const cq_gemm_requant *r, const int32_t *c, size_t ldc, size_t m,
                               size_t n, int8_t *out, size_t ldo) {
-    cq_gemm_requant_any(r, c, ldc, m, n, out, ldo);
+    const int64_t lo = r->lo - r->zero, hi = r->hi - r->zero;
+    const int zero = r->zero;
+    for (size_t i = 0; i < m; i++, c += ldc, out += ldo) {
+        for (size_t j = 0; j < n; j++) {
+            const int64_t sum = (int64_t)c[j] + (r->bias ? r->bias[j] : 0);
+            int64_t v = shift_round(sum * r->multiplier[j], r->shift[j]);
+            v = v < lo ? lo : v;
+            v = v > hi ? hi : v;
+            out[j] = (int8_t)((int)v + zero);
+        }
+    }
 }
