@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from cmibq.ops.qgemm import qgemm, qgemm_s8
 from cmibq.ops.qlinear import ACTIVATIONS, Grid, finish, multiply, qlinear
 from cmibq.quant.functional import quantize_weight
 from cmibq.quant.spec import PerChannel, PerGroup, QParams, QuantSpec
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["PackedLinear"]
 
