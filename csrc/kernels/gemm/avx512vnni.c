@@ -6,6 +6,7 @@
 #if CQ_X86
 #include "core/isa_begin_avx512vnni.h"
 
+#include "kernels/qprefill/dot_avx512vnni.h"
 #include "kernels/scaleloss/transpose_avx512bf16.h"
 
 enum { ROWS = 8 };
@@ -35,24 +36,6 @@ void cq_gemm_s8_pack_avx512vnni(const int8_t *x, size_t rs, size_t rows, size_t 
             for (size_t r = 0; r < 16; r++) _mm512_storeu_si512(panel + 64 * r, v[r]);
         }
     }
-}
-
-typedef struct pair { /* 32 columns of one row */
-    __m512i lo, hi;
-} pair;
-
-/* Not the intrinsic: with it gcc 12 copies and spills every accumulator on every step. */
-CQ_INLINE __m512i dpbusd(__m512i acc, __m512i x, __m512i w) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
-    return acc;
-}
-
-CQ_INLINE void dot(pair *c, const uint8_t *x, __m512i lo, __m512i hi) {
-    int32_t four;
-    __builtin_memcpy(&four, x, 4);
-    const __m512i v = _mm512_set1_epi32(four);
-    c->lo = dpbusd(c->lo, v, lo);
-    c->hi = dpbusd(c->hi, v, hi);
 }
 
 /* -128 times the sum of every column. */

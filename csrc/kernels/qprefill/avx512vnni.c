@@ -6,9 +6,8 @@
 #if CQ_X86
 #include "core/isa_begin_avx512vnni.h"
 
+#include "kernels/qprefill/dot_avx512vnni.h"
 #include "kernels/qprefill/panel_avx512.h"
-
-#include <string.h>
 
 enum { STEP = 1024, ROWS = 8 };
 
@@ -18,27 +17,9 @@ void cq_qprefill_row_avx512vnni(const int8_t *x, size_t groups, size_t group, ui
 
 void cq_qprefill_panel_avx512vnni(const cq_qprefill_strip *s) { cq_qprefill_panel_all(s, 1); }
 
-typedef struct pair { /* 32 outputs of one row */
-    __m512i lo, hi;
-} pair;
-
 typedef struct eight { /* named, not an array: gcc 12 spills arrays */
     pair r0, r1, r2, r3, r4, r5, r6, r7;
 } eight;
-
-/* Not the intrinsic: with it gcc 12 copies and spills every accumulator on every step. */
-CQ_INLINE __m512i dpbusd(__m512i acc, __m512i x, __m512i w) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
-    return acc;
-}
-
-CQ_INLINE void dot(pair *c, const uint8_t *x, __m512i lo, __m512i hi) {
-    int32_t four;
-    memcpy(&four, x, 4);
-    const __m512i v = _mm512_set1_epi32(four);
-    c->lo = dpbusd(c->lo, v, lo);
-    c->hi = dpbusd(c->hi, v, hi);
-}
 
 /* One group of eight rows of x. */
 CQ_INLINE void dots(eight *e, const uint8_t *x, const int8_t *w0, const int8_t *w1, size_t steps,
