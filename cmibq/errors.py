@@ -13,6 +13,7 @@ __all__ = [
     "PackageError",
     "StorageError",
     "check_axis",
+    "check_tokens",
     "nearest",
 ]
 
@@ -74,3 +75,25 @@ def check_axis(axis: int) -> None:
     """
     if axis not in (0, 1):
         raise ConfigError(f"axis is {axis!r}; allowed are 0 (per row) and 1 (per column)")
+
+
+def check_tokens(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse what is no batch of sequences.
+
+    Args:
+        name: of the argument.
+        shape: its sizes; [B, L, D] is allowed.
+
+    Raises:
+        ConfigError: another number of dimensions.
+
+    Example:
+        >>> check_tokens("xq", (5, 8))
+        Traceback (most recent call last):
+        ...
+        cmibq.errors.ConfigError: xq has shape [5, 8]; give [B, L, D], for one sequence with B = 1
+    """
+    if len(shape) != 3:
+        raise ConfigError(
+            f"{name} has shape {list(shape)}; give [B, L, D], for one sequence with B = 1"
+        )

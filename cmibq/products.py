@@ -72,7 +72,7 @@ def product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of ``a @ b`` for shapes [..., M, K] and [..., K, N].
 
     Raises:
-        ValueError: fewer than two dimensions, or sizes that do not fit.
+        ValueError: fewer than two dimensions, or sizes or batches that do not fit.
 
     Example:
         >>> product_shape((5, 1, 2, 3), (4, 3, 7))
@@ -82,7 +82,13 @@ def product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"gemm: a and b have {len(a)} and {len(b)} dimensions; at least 2 needed")
     if a[-1] != b[-2]:
         raise ValueError(f"gemm: a has {a[-1]} columns and b has {b[-2]} rows; they must be equal")
-    return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+    try:
+        batch = np.broadcast_shapes(a[:-2], b[:-2])
+    except ValueError:
+        raise ValueError(
+            f"gemm: a has batch {a[:-2]} and b has {b[:-2]}; sizes must be equal or 1"
+        ) from None
+    return (*batch, a[-2], b[-1])
 
 
 def _four(x: F32, batch: tuple[int, ...]) -> F32:

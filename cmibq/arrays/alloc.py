@@ -75,6 +75,12 @@ def allocate(
         >>> allocate(d, np.array([2, 3, 4]), 7)
         Choice(option=array([2, 1], dtype=uint8), distortion=4.0, cost=7, gap=0.0, slope=1.0)
     """
+    cost = np.asarray(cost)
+    if np.ndim(distortion) != 2 or cost.ndim not in (1, 2):
+        raise ValueError(
+            f"allocate: distortion has {np.ndim(distortion)} dimensions, cost {cost.ndim}; "
+            "give distortion [n, m] and cost [m] or [n, m]"
+        )
     n, m = distortion.shape
     k = kernels()
     option = np.empty(n, np.uint8) if out is None else out

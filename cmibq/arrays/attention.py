@@ -7,12 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmibq.errors import ConfigError
+from cmibq.errors import ConfigError, check_tokens
 from cmibq.runtime import kernels
 
 __all__ = ["attention"]
 
 F32 = NDArray[np.float32]
+_PLANES = {"medium": 1, "high": 2, "highest": 3}  # csrc/core/attention.h
+
+
+def _check(xq: F32, xk: F32, key_mask: NDArray[np.bool_] | None, precision: str) -> None:
+    check_tokens("xq", np.shape(xq))
+    check_tokens("xk", np.shape(xk))
+    if key_mask is not None and key_mask.dtype != np.bool_:
+        raise TypeError(f"attention: key_mask has dtype {key_mask.dtype}, expected bool")
+    if precision not in _PLANES:
+        raise ConfigError(f"precision is {precision!r}; allowed are {', '.join(_PLANES)}")
 
 
 def attention(
@@ -64,21 +74,20 @@ def attention(
     Raises:
         ConfigError: `precision` is unknown.
         ValueError: a shape does not fit.
+        TypeError: an array is not native float32, `key_mask` is not bool.
 
     Example:
         >>> x, eye = np.array([[[1, 0]]], np.float32), np.eye(2, dtype=np.float32)
         >>> attention(x, x, eye, eye, eye, eye, heads=1)
         array([[[2., 0.]]], dtype=float32)
     """
-    planes = {"medium": 1, "high": 2, "highest": 3}  # csrc/core/attention.h
-    if precision not in planes:
-        raise ConfigError(f"precision is {precision!r}; allowed are {', '.join(planes)}")
+    _check(xq, xk, key_mask, precision)
     batch, rows, keys = *np.shape(xq)[:2], np.shape(xk)[1]
     width, wide = len(wq), len(wo)
     made = np.empty((batch, rows, wide), np.float32) if out is None else out
     k: Any = kernels()
     sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], width, wide, heads)
-    work = np.empty(k.attention_workspace(*sizes, int(residual), planes[precision], 0), np.uint8)
+    work = np.empty(k.attention_workspace(*sizes, int(residual), _PLANES[precision], 0), np.uint8)
     q = None if width == wide <= 1024 else np.empty((batch, rows, width), np.float32)
     held = [np.empty((batch, keys, width), np.float32) for _ in range(2)]
     lse = np.empty((batch, heads, rows), np.float32)
@@ -86,6 +95,6 @@ def attention(
     mask = None if key_mask is None else np.ascontiguousarray(key_mask).view(np.uint8)
     k.attention(
         xq, xk, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, mask, heads, int(residual), eps,
-        planes[precision], made, q, *held, None, None, lse, stat, None, None, work,
+        _PLANES[precision], made, q, *held, None, None, lse, stat, None, None, work,
     )  # fmt: skip
     return made

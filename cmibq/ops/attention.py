@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmibq.errors import ConfigError
+from cmibq.errors import ConfigError, check_tokens
 from cmibq.ops.attention_reference import reference, reference_backward
 from cmibq.ops.library import LIBRARY, kernel_ready, view
 from cmibq.runtime import kernels
@@ -256,6 +256,8 @@ def attention(
     """
     if (gamma is None) != (beta is None):
         raise ConfigError("gamma and beta are given together or not at all")
+    check_tokens("xq", xq.shape)
+    check_tokens("xk", xk.shape)
     dtype, planes = xq.dtype, _planes(precision, xq.dtype)
     tensors = [xq, xk, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta]
     if planes == 1 or dtype == torch.bfloat16:

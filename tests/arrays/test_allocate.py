@@ -168,6 +168,8 @@ def test_refused() -> None:
         allocate(d, cost, 9, weight=np.array([1, -4, 1]))
     with pytest.raises(ValueError, match="costs of all units must sum to less"):
         allocate(d, np.array([1, 2**62]), 9)
+    with pytest.raises(ValueError, match="distortion has 1 dimensions, cost 1; give"):
+        allocate(d[0], cost, 9)
     with pytest.raises(ValueError, match="weight needs costs"):
         allocate(d, np.ones((3, 2), np.int64), 9, weight=np.ones(3, np.int64))
     with pytest.raises(ValueError, match=r"options is 17, allowed are 1..16"):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from cmibq import arrays
 from cmibq.errors import ConfigError
 from cmibq.ops.attention import Attended, attention
 
@@ -224,6 +227,8 @@ def test_what_is_refused() -> None:
         call(t, precision="low")
     with pytest.raises(ConfigError, match="gamma and beta"):
         call({n: v for n, v in t.items() if n != "beta"})
+    with pytest.raises(ConfigError, match=r"xq has shape \[5, 24\]; give \[B, L, D\]"):
+        call(t | {"xq": torch.zeros(5, 24)})
     with pytest.raises(ValueError, match="E modulo heads"):
         call(t, heads=5)
     with pytest.raises(ValueError, match="dimension C is"):
@@ -232,3 +237,12 @@ def test_what_is_refused() -> None:
         call(t | {"xq": torch.zeros(37, 2, 24).transpose(0, 1)})
     with pytest.raises(ValueError, match="width of the output"):
         call({n: v for n, v in t.items() if n not in ("gamma", "beta", "bo")} | {"wo": t["wo"][:3]})
+
+
+def test_what_the_numpy_form_refuses() -> None:
+    x, eye = np.ones((1, 1, 2), np.float32), np.eye(2, dtype=np.float32)
+    with pytest.raises(ConfigError, match=r"xk has shape \[1, 2\]; give \[B, L, D\]"):
+        arrays.attention(x, x[0], eye, eye, eye, eye, heads=1)
+    mask: Any = np.zeros((1, 1), np.uint8)
+    with pytest.raises(TypeError, match="key_mask has dtype uint8, expected bool"):
+        arrays.attention(x, x, eye, eye, eye, eye, heads=1, key_mask=mask)

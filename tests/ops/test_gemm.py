@@ -143,6 +143,8 @@ def test_bad_arguments() -> None:
         arrays.gemm(x, x)
     with pytest.raises(ValueError, match="at least 2 needed"):
         arrays.gemm(x[0], x)
+    with pytest.raises(ValueError, match=r"a has batch \(2,\) and b has \(3,\); sizes must be"):
+        arrays.gemm(np.ones((2, 4, 4), np.float32), np.ones((3, 4, 4), np.float32))
     with pytest.raises(ValueError, match="activation is 'silly'; did you mean 'silu'"):
         arrays.gemm(x, x.T, activation="silly")
     with pytest.raises(ValueError, match="precision is 'bf16'"):
