@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.errors import ConfigError, check_tokens
+from cmibq.memory import empty
 from cmibq.runtime import kernels
 
 __all__ = ["attention"]
@@ -84,7 +85,7 @@ def attention(
     _check(xq, xk, key_mask, precision)
     batch, rows, keys = *np.shape(xq)[:2], np.shape(xk)[1]
     width, wide = len(wq), len(wo)
-    made = np.empty((batch, rows, wide), np.float32) if out is None else out
+    made = empty((batch, rows, wide)) if out is None else out
     k: Any = kernels()
     sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], width, wide, heads)
     work = np.empty(k.attention_workspace(*sizes, int(residual), _PLANES[precision], 0), np.uint8)

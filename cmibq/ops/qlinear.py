@@ -263,7 +263,9 @@ def qlinear(
                 [0.]])
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; allowed are {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"qlinear: activation is {activation!r}; allowed are {', '.join(ACTIVATIONS)}"
+        )
     if x.shape[-1:] != (grid.cols,):
         raise ValueError(f"qlinear: x is {list(x.shape)}, expected [..., {grid.cols}]")
     rest = (grid.outs, grid.groups, grid.bits, grid.asymmetric)
