@@ -62,7 +62,7 @@ class _Pool:
 def _map(size: int) -> mmap.mmap:
     try:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter: not even an address has that many bits
         raise MemoryError(f"cannot map {size} bytes for a result: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:

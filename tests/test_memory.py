@@ -134,6 +134,11 @@ def test_no_memory_is_a_memory_error() -> None:
     assert memory.held() == 0
 
 
+def test_sizes_beyond_an_address_are_memory_errors_too() -> None:
+    with pytest.raises(MemoryError, match="cannot map"):
+        memory.empty((1 << 40, 1 << 40))
+
+
 def test_threads_never_share_an_array() -> None:
     wrong = []
 

@@ -169,6 +169,10 @@ def _autograd(ctx: Any, g: Tensor | None, *others: Tensor) -> tuple[Tensor | Non
     return (*(t if w else None for t, w in zip(grads, wanted, strict=True)), *[None] * 8)
 
 
+def _no_second(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    raise RuntimeError("attention: there is no gradient of its gradient; use `reference` for that")
+
+
 LIBRARY.impl("attention", _forward_cpu, "CPU")
 LIBRARY.impl("attention", reference, "CUDA")
 LIBRARY.impl("attention_backward", _backward_cpu, "CPU")
@@ -176,6 +180,7 @@ LIBRARY.impl("attention_backward", reference_backward, "CUDA")
 torch.library.register_fake("cmibq::attention", _fake, lib=LIBRARY)
 torch.library.register_fake("cmibq::attention_backward", _fake_backward, lib=LIBRARY)
 torch.library.register_autograd("cmibq::attention", _autograd, setup_context=_setup, lib=LIBRARY)
+torch.library.register_autograd("cmibq::attention_backward", _no_second, lib=LIBRARY)
 
 
 def _planes(precision: str | None, dtype: torch.dtype) -> int:

@@ -246,3 +246,12 @@ def test_what_the_numpy_form_refuses() -> None:
     mask: Any = np.zeros((1, 1), np.uint8)
     with pytest.raises(TypeError, match="key_mask has dtype uint8, expected bool"):
         arrays.attention(x, x, eye, eye, eye, eye, heads=1, key_mask=mask)
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    x, eye = torch.randn(1, 3, 4, requires_grad=True), torch.eye(4)
+    (g,) = torch.autograd.grad(
+        attention(x, x, eye, eye, eye, eye, heads=2).out.sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="gradient of its gradient"):
+        g.sum().backward()
