@@ -65,6 +65,24 @@ def isa_level() -> str:
     return wanted
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    """Run a forked child on one thread: torch too, whose pool it would wait for for ever.
+
+    The extension notices a fork by itself only where it was loaded before, hence the flag.
+    """
+    global _forked
+    _forked = True
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 _MADE: dict[tuple[str | None, int], Kernels] = {}
 
 
@@ -81,6 +99,7 @@ def kernels(threads: int | None = None, isa: str | None = None) -> Kernels:
     """
     wanted = isa or os.environ.get("CMIBQ_ISA")
     count = default_threads() if threads is None else threads
+    count = min(count, 1) if _forked else count
     made = _MADE.get((wanted, count))
     if made is None:
         made = _MADE[wanted, count] = native().Kernels(isa or isa_level(), count)
