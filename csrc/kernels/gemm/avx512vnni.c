@@ -39,7 +39,7 @@ void cq_gemm_s8_pack_avx512vnni(const int8_t *x, size_t rs, size_t rows, size_t 
 }
 
 /* -128 times the sum of every column. */
-static pair correction(const int8_t *b, size_t kc) {
+static inline pair correction(const int8_t *b, size_t kc) {
     const __m512i all = _mm512_set1_epi8((char)0x80), zero = _mm512_setzero_si512();
     pair s = {zero, zero};
     for (size_t k = 0; k < kc; k += 64, b += 2 * TILE) {
