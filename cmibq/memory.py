@@ -44,7 +44,7 @@ class _Pool:
         with self.lock:
             fit = min((m for m in self.free if size <= len(m) <= size + size // 4), key=len,
                       default=None)  # fmt: skip
-            if fit is not None:
+            if fit is not None and fit in self.free:  # unless a collection unmapped it
                 self.free.remove(fit)
                 self.size -= len(fit)
                 return fit

@@ -203,7 +203,8 @@ class PackedLinear(TiledCodes):
         views = self._views
         if views is None or not views.of(tiles, self._buffers["bias"]):
             views = self._views = Views.make(tiles, self._buffers["bias"])
-        if direct(x, tiles) and x.shape[-1:] == (self.in_features,):
+        fits = x.shape[-1:] == (self.in_features,) and activation in ACTIVATIONS
+        if fits and direct(x, tiles):
             grid, act = self._grid, ACTIVATIONS.index(activation)
             return multiply(x, *views.arrays, up, residual, grid, self.act_bits, act)
         act_bits, args = self.act_bits, (x, tiles, self._grid, self.bias)

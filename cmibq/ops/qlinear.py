@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmibq.ops.library import LIBRARY, direct, empty, view
 from cmibq.ops.qgemm import reference as canonical_reference
+from cmibq.products import ACTIVATIONS
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "unrepack",
 ]
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
 _scratch = threading.local()
 
 LIBRARY.define(
