@@ -47,10 +47,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--default-malloc", action="store_true")
     options = parser.parse_args()
     _fix_threads(options.threads)
-    pace = measure.QUICK if options.quick else measure.FULL
+    pace = measure.QUICK if options.quick or options.short else measure.FULL
     chosen = [
         c
         for c in cases(options.axis, options.case, options.quick)

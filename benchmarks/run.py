@@ -1,6 +1,6 @@
 """Measure every axis, or some, and bring `results.json` up to date axis by axis.
 
-    python benchmarks/run.py [--axis NAME ...] [--case TEXT] [--threads N] [--quick] [--out FILE]
+    python benchmarks/run.py [--axis NAME ...] [--case TEXT] [--threads N] [--quick | --short]
     python benchmarks/run.py --axis NAME --isa avx2 --out FILE     another level of instructions
 
 Each axis and thread count has a process of its own, whose environment is set here: NumPy's BLAS
@@ -55,7 +55,8 @@ def child(
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks.child", "--axis", axis, "--out", str(out)]
         command += ["--threads", str(threads), "--case", options.case]
-        command += ["--quick"] * options.quick + ["--default-malloc"] * default
+        command += ["--quick"] * options.quick + ["--short"] * options.short
+        command += ["--default-malloc"] * default
         done = subprocess.run(
             command, env=environment(threads, not default, options.isa), check=False
         )
@@ -72,7 +73,7 @@ def measure_axis(axis: str, options: argparse.Namespace) -> tuple[list[dict[str,
             continue
         rows, good = child(axis, threads, options)
         fine &= good
-        if not options.quick and any(case.default_malloc for case in chosen):
+        if not (options.quick or options.short) and any(case.default_malloc for case in chosen):
             plain, good = child(axis, threads, options, default=True)
             fine &= good
             for row in plain:
@@ -94,6 +95,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="only this thread count")
     parser.add_argument("--isa", default="", help="level of cmibq's kernels; needs --out")
     parser.add_argument("--quick", action="store_true", help="few cases, all cores, short samples")
+    parser.add_argument("--short", action="store_true", help="every case, short samples")
     parser.add_argument("--out", type=Path, help="default: results.json, or results-quick.json")
     options = parser.parse_args()
     if options.isa and not options.out:
