@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmibq.errors import ConfigError, check_tokens
 from cmibq.ops.attention_reference import reference, reference_backward
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, direct, kernel_ready, put, view
 from cmibq.runtime import kernels
 
 __all__ = ["PRECISIONS", "Attended", "attention", "reference", "reference_backward"]
@@ -92,13 +92,15 @@ def _opt(t: Tensor | None) -> Any:
     return None if t is None or t.shape == (0,) else view(t)
 
 
-def _forward_cpu(*args: Any) -> tuple[Tensor, ...]:
+def _forward_cpu(*args: Any, to: Tensor | None = None) -> tuple[Tensor, ...]:
     tensors, mask = args[:12], args[12]
     heads, residual, eps, planes, save, entropy, weights = args[13:]
     if not kernel_ready(*(t for t in tensors if t is not None)):
-        return reference(*args)
+        first, *rest = reference(*args)
+        return (put(first, to), *rest)
     xq, xk, wq, wo, gamma = (args[i] for i in (0, 1, 2, 8, 10))
     made = _outputs(xq, xk, wq, wo, gamma is not None, heads, save, entropy, weights)
+    made = made if to is None else (to, *made[1:])
     out, q, k, v, ctx, y, lse, stat, *seen = made
     batch, rows, keys, *_, width, wide = _sizes(xq, xk, wq, wo)
     columns = _columns(save, batch, keys, width, heads)
@@ -213,6 +215,7 @@ def attention(
     precision: str | None = None,
     need_entropy: bool = False,
     need_weights: bool = False,
+    out: Tensor | None = None,
 ) -> Attended:
     """Return ``layer_norm(xq + attend(xq wq^T, xk wk^T, xk wv^T) wo^T)``, differentiable.
 
@@ -243,12 +246,14 @@ def attention(
             autocast (medium), else `torch.get_float32_matmul_precision`.
         need_entropy: also return the entropy of each row of attention.
         need_weights: also return attention averaged over the heads.
+        out: [B, Lq, Do] in the dtype of `xq`, to write to; not where a gradient is recorded.
 
     Returns:
         `Attended`: out [B, Lq, Do], entropy, weights.
 
     Raises:
-        ConfigError: `precision` is unknown, or only one of gamma and beta is given.
+        ConfigError: `precision` is unknown, only one of gamma and beta is given, or `out` where a
+            gradient is recorded.
         ValueError: a shape does not fit.
 
     References:
@@ -269,8 +274,14 @@ def attention(
         tensors = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
     mask = None if key_mask is None else key_mask.to(torch.uint8)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    made = torch.ops.cmibq.attention(
-        *tensors, mask, heads, residual, eps, planes, save, need_entropy, need_weights
-    )
+    if save and out is not None:
+        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
+    args = (*tensors, mask, heads, residual, eps, planes, save, need_entropy, need_weights)
+    present = [t for t in tensors if t is not None]
+    if out is not None and dtype == torch.float32 and direct(*present):
+        made = _forward_cpu(*args, to=out)
+    else:
+        made = torch.ops.cmibq.attention(*args)
+        made = (put(made[0].to(dtype), out), *made[1:])
     entropy = made[8].detach() if need_entropy else None
-    return Attended(made[0].to(dtype), entropy, made[9].detach() if need_weights else None)
+    return Attended(made[0], entropy, made[9].detach() if need_weights else None)

@@ -117,8 +117,19 @@ def call(
 
 
 def put(made: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    """Return a result, copied to `out` if there is one."""
-    return made if out is None else out.copy_(made)
+    """Return a result, copied to `out` if there is one.
+
+    Raises:
+        ValueError: `out` has another shape; copying would repeat the result.
+        TypeError: `out` has another dtype; copying would convert it.
+    """
+    if out is None:
+        return made
+    if out.shape != made.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, expected {tuple(made.shape)}")
+    if out.dtype != made.dtype:
+        raise TypeError(f"out has dtype {out.dtype}, expected {made.dtype}")
+    return out.copy_(made)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -198,6 +198,23 @@ def test_with_and_without_gradients_alike() -> None:
     assert torch.equal(alone, call(t).out)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_into_memory_that_is_there(dtype: torch.dtype) -> None:
+    t = operands(dtype=dtype)
+    with torch.no_grad():
+        want, out = call(t, need_weights=True), torch.full((2, 37, 24), 7, dtype=dtype)
+        got = call(t, need_weights=True, out=out)
+        assert got.out is out
+        assert torch.equal(out, want.out)
+        assert got.weights is not None
+        with pytest.raises(ValueError, match=r"out.* (expected|has shape)"):
+            call(t, out=out[:, :36].contiguous())
+        with pytest.raises(TypeError, match=r"out.* (expected|has dtype)"):
+            call(t, out=out.half())
+    with pytest.raises(ConfigError, match="out is given where a gradient is recorded"):
+        call(t, out=out)
+
+
 def test_halves_of_the_heads_alike() -> None:
     """Above 4 MiB of keys, inference holds k and v of half of the heads at a time."""
     t = operands(1, 3, 1024, 8, 8, inner=1024)
