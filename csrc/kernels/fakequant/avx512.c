@@ -46,7 +46,7 @@ CQ_INLINE void row(const float *x, float *out, size_t n, const grid *p, int fast
     for (; i + 16 <= n; i += 16) {
         const __m512 r = one(_mm512_loadu_ps(x + i), p, fast);
         if (stream) {
-            _mm_prefetch((const char *)(x + i + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
+            cq_fakequant_fetch(x + i);
             _mm512_stream_ps(out + i, r);
         } else {
             _mm512_storeu_ps(out + i, r);
@@ -55,56 +55,95 @@ CQ_INLINE void row(const float *x, float *out, size_t n, const grid *p, int fast
     if (i < n) some(x + i, out + i, cq_tail_mask(n - i), p, fast);
 }
 
-CQ_INLINE grid fast_grid(const cq_fakequant_block *b, size_t r) {
-    const float s = b->scale[r];
-    return (grid){_mm512_set1_ps(s), _mm512_set1_ps(1.0f / s), _mm512_set1_ps(b->lo[r] * s),
-                  _mm512_set1_ps(b->hi[r] * s)};
+/* The parameters of up to CHUNK + 1 rows as `multiplied` wants them: a broadcast from memory costs
+ * no vector instruction, a division per row of 128 floats would cost as much as two of its lines.
+ */
+enum { CHUNK = 31 };
+typedef struct grids {
+    float y[CHUNK + 1], lo[CHUNK + 1], hi[CHUNK + 1];
+    const float *s;
+    uint32_t fast; /* one bit per row: cq_fakequant_fast() */
+} grids;
+
+CQ_INLINE uint32_t sixteen_grids(const cq_fakequant_block *b, size_t r, grids *t, size_t k) {
+    __mmask16 m = r < b->rows ? cq_tail_mask(b->rows - r) : 0;
+    const __m512 s = _mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), m, b->scale + r);
+    const __m512 lo = _mm512_maskz_loadu_ps(m, b->lo + r), hi = _mm512_maskz_loadu_ps(m, b->hi + r);
+    _mm512_storeu_ps(t->y + k, _mm512_div_ps(_mm512_set1_ps(1.0f), s));
+    _mm512_storeu_ps(t->lo + k, _mm512_mul_ps(lo, s));
+    _mm512_storeu_ps(t->hi + k, _mm512_mul_ps(hi, s));
+    m = _mm512_mask_cmp_ps_mask(m, s, _mm512_set1_ps(CQ_FAKEQUANT_LEAST), _CMP_GE_OQ);
+    m = _mm512_mask_cmp_ps_mask(m, s, _mm512_set1_ps(CQ_FAKEQUANT_MOST), _CMP_LE_OQ);
+    m = _mm512_mask_cmp_ps_mask(m, lo, _mm512_set1_ps(-CQ_FAKEQUANT_BOUND), _CMP_GE_OQ);
+    return _mm512_mask_cmp_ps_mask(m, hi, _mm512_set1_ps(CQ_FAKEQUANT_BOUND), _CMP_LE_OQ);
 }
 
-static int fast_row(const cq_fakequant_block *b, size_t r) {
-    return cq_fakequant_fast(b->scale[r], b->lo[r], b->hi[r]);
+CQ_INLINE void find_grids(const cq_fakequant_block *b, size_t r, grids *t) {
+    t->s = b->scale + r;
+    cq_fakequant_params(b->scale + r);
+    cq_fakequant_params(b->lo + r);
+    cq_fakequant_params(b->hi + r);
+    t->fast = sixteen_grids(b, r, t, 0) | sixteen_grids(b, r + 16, t, 16) << 16;
 }
 
-/* The end of row r and the start of the next in one cache line, `m` the lanes of the next: stored
+CQ_INLINE grid fast_grid(const grids *t, size_t k) {
+    return (grid){_mm512_set1_ps(t->s[k]), _mm512_set1_ps(t->y[k]), _mm512_set1_ps(t->lo[k]),
+                  _mm512_set1_ps(t->hi[k])};
+}
+
+/* The end of row k and the start of the next in one cache line, `m` the lanes of the next: stored
  * as two parts, such a line would be fetched first (groups of 128: 10 against 6 ms). */
-CQ_INLINE void seam(const cq_fakequant_block *b, size_t r, size_t i, __mmask16 m, const grid *p) {
-    const grid q = fast_grid(b, r + 1);
-    const grid both = {_mm512_mask_mov_ps(p->s, m, q.s), _mm512_mask_mov_ps(p->y, m, q.y),
-                       _mm512_mask_mov_ps(p->lo, m, q.lo), _mm512_mask_mov_ps(p->hi, m, q.hi)};
-    const size_t at = r * b->cols + i;
-    _mm512_stream_ps(b->out + at, multiplied(_mm512_loadu_ps(b->x + at), &both));
+CQ_INLINE void seam(const float *x, float *out, const grids *t, size_t k, __mmask16 m,
+                    const grid *p) {
+    const grid both = {_mm512_mask_mov_ps(p->s, m, _mm512_set1_ps(t->s[k + 1])),
+                       _mm512_mask_mov_ps(p->y, m, _mm512_set1_ps(t->y[k + 1])),
+                       _mm512_mask_mov_ps(p->lo, m, _mm512_set1_ps(t->lo[k + 1])),
+                       _mm512_mask_mov_ps(p->hi, m, _mm512_set1_ps(t->hi[k + 1]))};
+    cq_fakequant_fetch(x);
+    _mm512_stream_ps(out, multiplied(_mm512_loadu_ps(x), &both));
 }
 
-/* Row r from column `begin` on; returns how much of the next row it did. */
-CQ_INLINE size_t stream_row(const cq_fakequant_block *b, size_t r, size_t begin) {
-    const float *x = b->x + r * b->cols + begin;
-    float *out = b->out + r * b->cols + begin;
-    const size_t n = b->cols - begin, head = (0 - (uintptr_t)out / sizeof *out) % 16;
-    const size_t rest = (n - head) % 16;
-    const grid p = fast_grid(b, r);
-    const int join = rest && r + 1 < b->rows && fast_row(b, r + 1);
+/* n floats of row k of t from column `done` on; returns how much of the next row it did. */
+CQ_INLINE size_t stream_row(const float *x, float *out, size_t n, const grids *t, size_t k,
+                            int join) {
+    const size_t head = (0 - (uintptr_t)out / sizeof *out) % 16, rest = (n - head) % 16;
+    const grid p = fast_grid(t, k);
+    join = join && rest;
     row(x, out, join ? n - rest : n, &p, 1, 1);
     if (!join) return 0;
-    seam(b, r, b->cols - rest, (__mmask16)(0xFFFFu << rest), &p);
+    seam(x + n - rest, out + n - rest, t, k, (__mmask16)(0xFFFFu << rest), &p);
     return 16 - rest;
 }
 
-void cq_fakequant_f32_row_avx512(const cq_fakequant_block *b) {
-    size_t done = 0; /* of this row, with the one before it */
-    for (size_t r = 0; r < b->rows; r++) {
-        const size_t at = r * b->cols + done;
-        if (fast_row(b, r) && b->stream) {
-            done = stream_row(b, r, done);
-        } else if (fast_row(b, r)) {
-            const grid p = fast_grid(b, r);
-            row(b->x + at, b->out + at, b->cols, &p, 1, 0);
+/* Rows [r, r + rows), of which `done` columns were done with the row before; returns how many of
+ * the row after them it did. */
+CQ_INLINE size_t some_rows(const cq_fakequant_block *b, size_t r, size_t rows, size_t done) {
+    const size_t n = b->cols;
+    const float *x = b->x + r * n;
+    float *out = b->out + r * n;
+    grids t;
+    find_grids(b, r, &t);
+    for (size_t k = 0; k < rows; k++, x += n, out += n) {
+        const int fast = t.fast >> k & 1;
+        if (fast && b->stream) {
+            done = stream_row(x + done, out + done, n - done, &t, k, t.fast >> k >> 1 & 1);
+        } else if (fast) {
+            const grid p = fast_grid(&t, k);
+            row(x, out, n, &p, 1, 0);
         } else {
-            const grid p = {_mm512_set1_ps(b->scale[r]), _mm512_setzero_ps(),
-                            _mm512_set1_ps(b->lo[r]), _mm512_set1_ps(b->hi[r])};
-            row(b->x + at, b->out + at, b->cols - done, &p, 0, 0);
+            const grid p = {_mm512_set1_ps(t.s[k]), _mm512_setzero_ps(),
+                            _mm512_set1_ps(b->lo[r + k]), _mm512_set1_ps(b->hi[r + k])};
+            row(x + done, out + done, n - done, &p, 0, 0);
             done = 0;
         }
     }
+    return done;
+}
+
+void cq_fakequant_f32_row_avx512(const cq_fakequant_block *b) {
+    size_t done = 0;
+    for (size_t r = 0; r < b->rows; r += CHUNK)
+        done = some_rows(b, r, cq_min_size(CHUNK, b->rows - r), done);
     if (b->stream) _mm_sfence();
 }
 
@@ -118,7 +157,7 @@ CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_
         const float *x = b->x + k * b->cols + i;
         float *out = b->out + k * b->cols + i;
         if (stream) {
-            _mm_prefetch((const char *)(x + CQ_FAKEQUANT_AHEAD), _MM_HINT_T0);
+            cq_fakequant_fetch(x);
             _mm512_stream_ps(out, divided(_mm512_loadu_ps(x), &p));
         } else {
             some(x, out, m, &p, 0);
