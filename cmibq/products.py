@@ -47,7 +47,7 @@ def planes(precision: str) -> int:
         3
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"gemm: precision is {precision!r}; {nearest(precision, PRECISIONS)}")
+        raise ValueError(f"gemm: precision is {precision!r}; {nearest(str(precision), PRECISIONS)}")
     return PRECISIONS.index(precision)
 
 
@@ -64,7 +64,7 @@ def activation_code(name: str | None) -> int:
     if name is None:
         return 0
     if name not in ACTIVATIONS:
-        raise ValueError(f"gemm: activation is {name!r}; {nearest(name, ACTIVATIONS)}")
+        raise ValueError(f"gemm: activation is {name!r}; {nearest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS.index(name)
 
 
@@ -132,6 +132,10 @@ def multiply(
     for name, x in (("out", out), ("residual", residual)):
         if x is not None and x.shape != shape:
             raise ValueError(f"gemm: {name} has shape {x.shape}, expected {shape}")
+        if x is not None and not x.flags.c_contiguous:  # reshaping it below would be a copy
+            raise ValueError(
+                f"gemm: {name} must be C-contiguous; pass numpy.ascontiguousarray({name})"
+            )
     batch = shape[:-2]
     core = kernels()
     size = core.gemm_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1], split)

@@ -106,14 +106,29 @@ def call(
         grad: it has a gradient, so autograd may want to record it.
 
     Raises:
-        ConfigError: `out` where a gradient is recorded.
+        ConfigError: `out` where a gradient is recorded, tensors with and without values together.
     """
     record = grad and wants_grad(*tensors)
-    if out is not None and record:
+    if out is None:
+        if not record and direct(*tensors):
+            return cpu(*tensors, *rest)
+        _refuse_meta(tensors)
+        return op(*tensors, *rest)
+    if record or wants_grad(out):
         raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
-    if not record and direct(*tensors):
-        return cpu(*tensors, *rest) if out is None else cpu(*tensors, *rest, out)
+    if direct(*tensors, out):
+        made = cpu(*tensors, *rest, out)
+        torch.autograd.graph.increment_version(out)  # who saved its old values must find out
+        return made
+    _refuse_meta((*tensors, out))
     return put(op(*tensors, *rest), out)
+
+
+def _refuse_meta(tensors: tuple[torch.Tensor, ...]) -> None:
+    """Refuse tensors of the meta device beside others: torch would take the fake, so no values."""
+    places = {t.device.type for t in tensors}
+    if "meta" in places and len(places) > 1:
+        raise ConfigError(f"tensors are on {', '.join(sorted(places))}; give them all values")
 
 
 def put(made: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:

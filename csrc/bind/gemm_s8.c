@@ -12,8 +12,8 @@ static const cq_arg gemm_s8[] = {
     {"zero", CQ_ARG_INT, NULL, 0, -128, 127},
     {"lo", CQ_ARG_INT, NULL, 0, -128, 127},
     {"hi", CQ_ARG_INT, NULL, 0, -128, 127},
-    {"sums", NPY_INT32, "MN", CQ_OUT | CQ_OPT, 0, 0},
-    {"codes", NPY_INT8, "MN", CQ_OUT | CQ_OPT, 0, 0},
+    {"out", NPY_INT32, "MN", CQ_OUT | CQ_OPT, 0, 0},
+    {"out", NPY_INT8, "MN", CQ_OUT | CQ_OPT, 0, 0},
     {"work", NPY_UINT8, "W", CQ_OUT, 0, 0},
 };
 

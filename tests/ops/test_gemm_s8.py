@@ -117,7 +117,7 @@ def test_bad_arguments() -> None:
         arrays.gemm_s8(x, x, multiplier=m, shift=m, lo=3, hi=2)
     with pytest.raises(ValueError, match="zero"):
         arrays.gemm_s8(x, x, multiplier=m, shift=m, zero_point=128)
-    with pytest.raises(TypeError, match="codes has dtype int32, expected native int8"):
+    with pytest.raises(TypeError, match="out has dtype int32, expected native int8"):
         arrays.gemm_s8(x, x, multiplier=m, shift=m, out=out)
     with pytest.raises(ValueError, match="work has 1, expected"):
         C.Kernels().gemm_s8(x, x, None, None, None, 0, 0, 0, out, None, np.empty(1, np.uint8))
