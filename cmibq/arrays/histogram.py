@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +13,21 @@ from cmibq.runtime import kernels
 __all__ = ["Histogram", "klclip", "percentile"]
 
 _FARTHEST = 2**29  # places of bins are 32-bit integers in the fast kernel
+_MOST_BINS = 2**20
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+
+def _bins(size: int) -> int:
+    """Return the number of bins; ValueError if there cannot be so many, TypeError if it is none."""
+    try:
+        count = operator.index(size)
+    except TypeError:
+        raise TypeError(f"size is {size!r}; give a number of bins, an integer") from None
+    if not 2 <= count <= _MOST_BINS:
+        raise ValueError(f"size is {size}; a histogram has at least 2 bins, at most {_MOST_BINS}")
+    return count
 
 
 class Histogram:
@@ -22,13 +35,14 @@ class Histogram:
 
     Bins are ``2**exponent`` wide and start at multiples of that. A range that needs more bins than
     `size` doubles their width: neighbours are added in pairs, so every count stays exact. The
-    result depends only on what was seen, not on the order, the batches or the threads.
+    result depends only on what was seen, not on the order, the batches or the threads. One
+    histogram is for one Python thread at a time: give each its own, and `merge` them.
 
     Args:
-        size: bins, at least 2.
+        size: bins, 2..2**20.
 
     Raises:
-        ValueError: fewer than 2 bins.
+        ValueError: fewer bins, or more.
 
     Example:
         >>> h = Histogram(4)
@@ -39,9 +53,7 @@ class Histogram:
     """
 
     def __init__(self, size: int = 2048) -> None:
-        if size < 2:
-            raise ValueError(f"size is {size}; a histogram needs at least 2 bins")
-        self.size = size
+        self.size = _bins(size)
         self.low = math.inf
         self.high = -math.inf
         self._exponent = -120
@@ -49,7 +61,10 @@ class Histogram:
         self._counts = np.zeros(size, np.int64)
 
     def update(self, x: F32) -> None:
-        """Count the elements of `x`, float32 of any shape; ValueError on NaN and infinity."""
+        """Count the elements of `x`, float32 of any shape; ValueError on NaN and infinity.
+
+        A call that fails or is interrupted has counted nothing.
+        """
         x = np.ascontiguousarray(x).reshape(1, -1)
         if not x.size:
             return
@@ -58,9 +73,14 @@ class Histogram:
         k.minmax_row(x, low, high)
         if not (math.isfinite(low[0]) and math.isfinite(high[0])):
             raise ValueError(f"x reaches from {low[0]} to {high[0]}; every element must be finite")
-        self._grow(float(low[0]), float(high[0]))
         work = np.empty(k.histogram_workspace(x.size, self.size), np.uint8)
-        k.histogram(x[0], self._exponent, self._first, self._counts, work)
+        before = dict(self.__dict__)
+        try:
+            self._grow(float(low[0]), float(high[0]))
+            k.histogram(x[0], self._exponent, self._first, self._counts, work)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; ValueError if it has another number of bins."""
@@ -131,7 +151,7 @@ def percentile(x: F32, q: ArrayLike) -> F64:
 
     Args:
         x: float32 [R, C], finite; one row for a whole tensor.
-        q: percentages [K], 0..100, or a number.
+        q: percentages [K], 0..100, or one number.
 
     Returns:
         float64 [R, K], or [R] for a number.
@@ -144,9 +164,11 @@ def percentile(x: F32, q: ArrayLike) -> F64:
         array([[1. , 2.5, 4.4]])
     """
     share = np.atleast_1d(np.asarray(q, np.float64)) / 100
-    if not ((share >= 0) & (share <= 1)).all():
-        raise ValueError(f"q is {q!r}; percentages lie in 0..100")
-    rows, cols = x.shape
+    if share.ndim > 1 or not ((share >= 0) & (share <= 1)).all():
+        raise ValueError(f"q is {q!r}; percentages are a number or [K] numbers in 0..100")
+    if np.ndim(x) != 2:
+        raise ValueError(f"percentile: x has {np.ndim(x)} dimensions, expected 2; reshape it first")
+    rows, cols = np.shape(x)
     place = share * max(cols - 1, 0)
     low = np.floor(place).astype(np.int64)
     ranks, where = np.unique(
@@ -166,33 +188,40 @@ def klclip(x: F32, bits: int, *, size: int = 2048) -> tuple[F32, F64]:
     """Return the magnitude at which to clip each row so that the codes keep its distribution.
 
     Of all clips that are edges of a histogram of magnitudes, the first of least Kullback-Leibler
-    divergence of the clipped counts from their ``2**(bits - 1)`` levels.
+    divergence of the clipped counts from their ``2**(bits - 1)`` levels. The first bin counts at
+    most as much as the second: zeros are on every grid, and many of them (behind a ReLU, say) would
+    hide what happens to the rest.
 
     Args:
         x: float32 [R, C], finite.
         bits: 2..8, of a symmetric grid.
-        size: bins of the histogram of each row, more than levels.
+        size: bins of the histogram of each row, at least ``2**(bits - 1)`` and at most 2**20. Far
+            more bins than elements tell little of the distribution.
 
     Returns:
-        (clip, divergence): float32 [R], float64 [R] in nats. A row of zeros has clip 0.
+        (clip, divergence): float32 [R], float64 [R] in nats. A row of zeros has clip 0, rows
+        without elements too; a row whose magnitudes are all below 1e-36 is not clipped.
 
     Raises:
         ValueError: NaN or infinity in `x`, bits or bins out of range.
 
     References:
-        Migacz, "8-bit inference with TensorRT", GTC 2017.
+        Migacz, "8-bit inference with TensorRT", GTC 2017; the first bin as in NVIDIA's
+        pytorch-quantization.
 
     Example:
         >>> x = np.concatenate([np.linspace(-1, 1, 999), np.linspace(2, 20, 7)])
         >>> klclip(x[None].astype(np.float32), 4, size=512)[0]
         array([1.015625], dtype=float32)
     """
-    if not 2 <= bits <= 8:
+    if bits not in range(2, 9):
         raise ValueError(f"bits is {bits}; allowed are 2..8")
+    size = _bins(size)
     k = kernels()
     rows = len(x)
     counts, top = np.empty((rows, size), np.uint32), np.empty(rows, np.float32)
     k.magnitudes_row(x, counts, top, np.empty(k.magnitudes_workspace(rows, size), np.uint8))
+    np.minimum(counts[:, 0], counts[:, 1], out=counts[:, 0])
     best, least = np.empty(rows, np.uint32), np.empty(rows)
     work = np.empty(k.klclip_workspace(rows, size) // 8)
     k.klclip_row(counts, 2 ** (bits - 1), best, least, work)

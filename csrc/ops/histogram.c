@@ -155,8 +155,10 @@ static void magnitude_rows(void *ctx, size_t begin, size_t end, size_t block) {
         j->top[r] = top;
         memset(bins, 0, 4 * j->size * sizeof *bins);
         float scale = (float)((double)j->size / (double)top);
-        if (!isfinite(scale)) scale = 0.0f; /* all zero, or too small to tell apart: one bin */
-        j->k->histogram_magnitude_f32(x, j->C, scale, j->size, bins);
+        if (isfinite(scale))
+            j->k->histogram_magnitude_f32(x, j->C, scale, j->size, bins);
+        else /* all zero, or too small to tell apart: the last bin, which no clip touches */
+            bins[j->size - 1] = (uint32_t)j->C;
         for (size_t b = 0; b < j->size; b++)
             j->counts[r * j->size + b] =
                 bins[b] + bins[j->size + b] + bins[2 * j->size + b] + bins[3 * j->size + b];

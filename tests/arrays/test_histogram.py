@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmibq.arrays import Histogram, klclip, percentile
+from cmibq.runtime import kernels
 
 
 def batches(rng: np.random.Generator) -> list[np.ndarray]:
@@ -93,7 +94,54 @@ def test_clips_keep_the_bulk(rng: np.random.Generator) -> None:
     assert (least[:2] >= 0).all()
 
 
+def test_a_clip_tells_apart_what_is_in_the_bulk(rng: np.random.Generator) -> None:
+    """One bin has no divergence from any levels: it is no reason to clip everything else to it."""
+    x = (rng.uniform(0.5, 1, (1, 4096)) * rng.choice([-1, 1], (1, 4096))).astype(np.float32)
+    assert klclip(x, 8)[0][0] > 0.95
+    assert klclip(x[:, :50], 4)[0][0] > 0.8
+
+
+def test_zeros_do_not_hide_the_rest(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(2, 4096)).astype(np.float32)
+    x[1] = np.maximum(x[1], 0)
+    clip, _ = klclip(x, 8, size=1024)
+    assert clip[1] > 0.5 * x[1].max()
+
+
+@pytest.mark.parametrize("exponent", [-149, -130, -122, -100, 100])
+def test_clips_of_tiny_and_large_rows(exponent: int) -> None:
+    x = np.ldexp(np.linspace(-1, 1, 999), exponent)[None].astype(np.float32)
+    top = np.abs(x).max()
+    assert 0.9 * top <= klclip(x, 4)[0][0] <= top
+
+
+def test_a_call_that_fails_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Histogram(8)
+    h.update(np.array([1, 2], np.float32))
+    before = (h.low, h.high, h.edges.tolist(), h.counts.tolist())
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    class Core:
+        minmax_row, histogram = kernels().minmax_row, staticmethod(stop)
+        histogram_workspace = kernels().histogram_workspace
+
+    monkeypatch.setattr("cmibq.arrays.histogram.kernels", Core)
+    with pytest.raises(KeyboardInterrupt):
+        h.update(np.array([1000], np.float32))
+    assert (h.low, h.high, h.edges.tolist(), h.counts.tolist()) == before
+
+
 def test_refused() -> None:
+    with pytest.raises(TypeError, match=r"size is 8\.0; give a number of bins"):
+        Histogram(8.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at most 1048576"):
+        Histogram(2**40)
+    with pytest.raises(ValueError, match=r"percentages are a number or \[K\] numbers"):
+        percentile(np.ones((1, 3), np.float32), [[1, 2]])
+    with pytest.raises(ValueError, match="x has 1 dimensions, expected 2"):
+        percentile(np.ones(3, np.float32), 50)
     bad = np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)
     with pytest.raises(ValueError, match="every element must be finite"):
         Histogram().update(bad)
@@ -109,7 +157,7 @@ def test_refused() -> None:
         klclip(np.ones((1, 4), np.float32), 9)
     with pytest.raises(ValueError, match=r"levels\[0\] is 128; there must be at least"):
         klclip(np.ones((1, 4), np.float32), 8, size=64)
-    with pytest.raises(ValueError, match="needs at least 2 bins"):
+    with pytest.raises(ValueError, match="size is 1; a histogram has at least 2 bins"):
         Histogram(1)
     with pytest.raises(ValueError, match="has 4 bins, this one 8"):
         Histogram(8).merge(Histogram(4))

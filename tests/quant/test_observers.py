@@ -100,6 +100,21 @@ def test_nan_and_infinity_are_refused(name: str) -> None:
             OBSERVERS[name](QuantSpec(4, PerChannel())).observe(x)
 
 
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_a_scale_that_overflows_is_refused(name: str) -> None:
+    """float16 scales reach 65504: no observer may hand out an infinite one."""
+    x = torch.linspace(-3e6, 3e6, 300)[None]
+    with pytest.raises(ValueError, match=r"overflows|every scale must be finite"):
+        OBSERVERS[name](QuantSpec(4, PerChannel())).observe(x)
+
+
+@pytest.mark.parametrize("name", ["percentile", "histogram"])
+@pytest.mark.parametrize("keep", [30.0, 101.0, float("nan")])
+def test_a_range_has_its_upper_end_above(name: str, keep: float) -> None:
+    with pytest.raises(ConfigError, match="the upper percentile of a range"):
+        OBSERVERS[name](QuantSpec(4, PerChannel()), keep=keep)  # type: ignore[call-arg]
+
+
 def test_unknown_names_are_offered_near_ones() -> None:
     with pytest.raises(ConfigError, match="unknown observer 'msee'; did you mean 'mse'"):
         OBSERVERS["msee"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmibq.arrays import Histogram
 from cmibq.ops.library import view
 from cmibq.quant.observers.base import OBSERVERS, Observer
-from cmibq.quant.observers.percentile import grid
+from cmibq.quant.observers.percentile import check_keep, grid
 from cmibq.quant.spec import QParams
 
 __all__ = ["HistogramObserver"]
@@ -27,7 +27,8 @@ class HistogramObserver(Observer):
 
     Args:
         spec: bits and range mode of the grids.
-        keep: the range reaches from percentile ``100 - keep`` to percentile `keep`; 100: all.
+        keep: the range reaches from percentile ``100 - keep`` to percentile `keep`; 50..100, where
+            100 is all.
         size: bins.
 
     Example:
@@ -41,6 +42,9 @@ class HistogramObserver(Observer):
 
     keep: float = 99.99
     size: int = 2048
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
 
     def observe(self, x: Tensor) -> QParams:
         """Return the grids of the rows of `x` [rows, cols]; ValueError on NaN and infinity."""

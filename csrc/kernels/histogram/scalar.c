@@ -11,7 +11,9 @@
  *                Q = counts[0..i) in `levels` groups (from floor(g i / levels)), the sum of a group
  *                    spread evenly over its bins that are not empty,
  *              both scaled to sum 1; *best is the first i of least divergence, *least that. An i
- *              with P > 0 = Q in some bin is passed over. size if all are (or nothing is counted).
+ *              with P > 0 = Q in some bin is passed over, and one that clips into the first bin
+ *              that is not empty: P then is one number, which any Q equals. size if all are (or
+ *              nothing is counted).
  *
  * Counts are exact, so tables may be added in any order. klclip uses sums of counts, of bins that
  * are not empty, and of c log c: O(levels) per i. Sums in double, in order. Exactness: EXACT.
@@ -71,7 +73,7 @@ void cq_histogram_klclip_scalar(const uint32_t *counts, size_t size, size_t leve
     *least = INFINITY;
     for (size_t i = levels; i <= size && all > 0.0; i++) {
         const double rest = all - sum[i], last = (double)counts[i - 1] + rest;
-        if (sum[i] == 0.0 || (rest > 0.0 && counts[i - 1] == 0)) continue;
+        if (sum[i] == 0.0 || (rest > 0.0 && (counts[i - 1] == 0 || sum[i - 1] == 0.0))) continue;
         double cross = 0.0;
         for (size_t g = 0; g < levels; g++) {
             const size_t from = g * i / levels, to = (g + 1) * i / levels;

@@ -69,6 +69,8 @@ def divergence(counts: np.ndarray, i: int, levels: int) -> float:
             q[group][full] = counts[:i][group].sum() / full.sum()
     if not q.sum() or (q[p > 0] == 0).any():
         return np.inf
+    if counts[i:].any() and not counts[: i - 1].any():
+        return np.inf  # everything in one bin
     p, q = p / p.sum(), q / q.sum()
     return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
 
@@ -81,7 +83,7 @@ def _magnitudes_oracle(a: Arrays) -> Arrays:
     for r, row in enumerate(x):
         with np.errstate(divide="ignore", over="ignore"):
             scale = np.float32(np.float64(SIZE) / np.float64(top[r]))
-        place = (row * (scale if np.isfinite(scale) else np.float32(0))).astype(np.int64)
+        place = (row * scale).astype(np.int64) if np.isfinite(scale) else np.full(row.shape, SIZE)
         counts[r] = np.bincount(np.minimum(place, SIZE - 1), minlength=SIZE)
         if len(x) <= 70 and row.size:
             least[r] = min(divergence(counts[r], i, 8) for i in range(8, SIZE + 1))
