@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* usage: parity [step] [expected best level]. Exit status 0: every level gives what scalar gives,
- * every row of kernels.def is called by some case, and the best level of this CPU is the expected
- * one. A step above 1 takes every so many widths, of small shapes only: for emulators. */
+ * every row of kernels.def is called by some case (looked at with step 1: it is the same list on
+ * every machine), and the best level of this CPU is the expected one. A step above 1 takes every so
+ * many widths, of small shapes only: for emulators. */
 #include "parity.h"
 
 #include <math.h>
@@ -174,7 +175,7 @@ int main(int argc, char **argv) {
     const unsigned long given = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
     const size_t step = given > 0 ? given : 1;
     const char *best = cq_isa_name(cq_isa_best());
-    int bad = uncalled();
+    int bad = step == 1 ? uncalled() : 0;
     if (argc > 2 && strcmp(argv[2], best) != 0)
         bad++, fprintf(stderr, "the best level is %s, expected %s\n", best, argv[2]);
     size_t count = 0;

@@ -84,6 +84,44 @@ static void qlinear_f32(run *t) { qlinear(t, CQ_QLINEAR_F32, CQ_ACT_NONE); }
 static void qlinear_dynamic(run *t) { qlinear(t, CQ_QLINEAR_DYNAMIC, CQ_ACT_SILU); }
 static void qlinear_codes(run *t) { qlinear(t, CQ_QLINEAR_CODES, CQ_ACT_GELU); }
 
+/* Strips of different widths in groups of 8 or 24 inputs, which begin inside the halves of tiles.
+ */
+static void qlinear_mixed(run *t) {
+    static const uint8_t bits[] = {3, 8, 6};
+    const size_t M = t->R, N = 37, K = t->C, group = K % 24 == 0 ? 24 : K % 8 == 0 ? 8 : K;
+    float *x = finite(t, M * K), *out = take(t, M * N * sizeof *out);
+    for (int mode = CQ_QLINEAR_F32; mode <= CQ_QLINEAR_CODES; mode++) {
+        cq_tiles w = {.strip_bits = bits, .N = N, .K = K, .G = K ? K / group : 1, .bits = 8};
+        w.asymmetric = mode % 2 == 0;
+        const cq_canonical_sizes size = cq_qtile_sizes(&w);
+        uint16_t *scale = take(t, N * w.G * sizeof *scale);
+        for (size_t i = 0; i < N * w.G; i++) scale[i] = (uint16_t)(draw(t) % 0x3000);
+        const cq_canonical from = {bytes_below(t, size.codes, 8), bytes_below(t, size.zeros, 8),
+                                   scale};
+        uint8_t *data = take(t, size.tiles);
+        report_status(t, cq_qgemm_repack(t->cx, &from, &w, data));
+        w.data = data;
+        cq_qlinear a = {.M = M, .x = x, .w = w, .mode = (cq_qlinear_mode)mode};
+        if (mode == CQ_QLINEAR_CODES) a.x = bytes_below(t, M * K, 8);
+        a.e = (cq_epilogue){.bias = finite(t, N), .out = out, .ldo = N, .act = CQ_ACT_GELU_TANH};
+        report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
+        report_f32(t, out, M * N);
+    }
+}
+
+/* bfloat16 in and out. */
+static void qlinear_bf16(run *t) {
+    const size_t M = t->R, N = 37, n = M * N;
+    uint16_t *x = take(t, M * t->C * 2), *out = take(t, n * 2), *residual = take(t, n * 2);
+    for (size_t i = 0; i < M * t->C; i++) x[i] = (uint16_t)(0x3C00 + draw(t) % 0x400);
+    for (size_t i = 0; i < n; i++) residual[i] = (uint16_t)(draw(t) % 0x8000);
+    cq_qlinear a = {.M = M, .x = x, .w = tiles_of(t, N, 4), .mode = CQ_QLINEAR_F32};
+    a.e = (cq_epilogue){.residual = residual, .out = out, .ldo = N, .bf16 = 1};
+    a.e.act = CQ_ACT_SILU;
+    report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
+    report_u8(t, (uint8_t *)out, n * 2);
+}
+
 static float *small(run *t, size_t n) {
     float *x = finite(t, n);
     for (size_t i = 0; i < n; i++) x[i] *= 0.25f;
@@ -131,6 +169,7 @@ const parity_case product_cases[] = {
     {"gemm_planes", gemm_planes},     {"gemm_s8", gemm_s8},
     {"attention", attention},         {"gemm_large", gemm_large},
     {"qlinear_f32", qlinear_f32},     {"qlinear_dynamic", qlinear_dynamic},
-    {"qlinear_codes", qlinear_codes},
+    {"qlinear_codes", qlinear_codes}, {"qlinear_mixed", qlinear_mixed},
+    {"qlinear_bf16", qlinear_bf16},
 };
 const size_t product_count = sizeof product_cases / sizeof *product_cases;
