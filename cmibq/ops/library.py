@@ -161,6 +161,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.T
     size = math.prod(shape) * dtype.itemsize
     if size < memory.LARGE:
         return torch.empty(shape, dtype=dtype)
+    if dtype is torch.float32:  # at once: after a large kernel each call of torch takes 30 us
+        return torch.from_numpy(memory.empty(shape))
     return torch.from_numpy(memory.empty(size, np.uint8)).view(dtype).view(shape)
 
 

@@ -63,7 +63,7 @@ CQ_INLINE size_t row(const float *x, float *out, size_t i, size_t n, const grid 
         const __m256 a = one(_mm256_loadu_ps(x + i), p, fast);
         const __m256 c = one(_mm256_loadu_ps(x + i + 8), p, fast);
         if (stream) {
-            cq_fakequant_fetch(x + i);
+            cq_fakequant_fetch(x + i, CQ_FAKEQUANT_AHEAD);
             _mm256_stream_ps(out + i, a);
             _mm256_stream_ps(out + i + 8, c);
         } else {
@@ -112,7 +112,7 @@ CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_
         const __m256 a = divided(_mm256_loadu_ps(x), p);
         const __m256 c = divided(_mm256_loadu_ps(x + 8), p + 1);
         if (stream) {
-            cq_fakequant_fetch(x);
+            cq_fakequant_fetch(x, CQ_FAKEQUANT_AHEAD);
             _mm256_stream_ps(out, a);
             _mm256_stream_ps(out + 8, c);
         } else {

@@ -46,7 +46,7 @@ CQ_INLINE void row(const float *x, float *out, size_t n, const grid *p, int fast
     for (; i + 16 <= n; i += 16) {
         const __m512 r = one(_mm512_loadu_ps(x + i), p, fast);
         if (stream) {
-            cq_fakequant_fetch(x + i);
+            cq_fakequant_fetch(x + i, CQ_FAKEQUANT_AHEAD);
             _mm512_stream_ps(out + i, r);
         } else {
             _mm512_storeu_ps(out + i, r);
@@ -99,7 +99,7 @@ CQ_INLINE void seam(const float *x, float *out, const grids *t, size_t k, __mmas
                        _mm512_mask_mov_ps(p->y, m, _mm512_set1_ps(t->y[k + 1])),
                        _mm512_mask_mov_ps(p->lo, m, _mm512_set1_ps(t->lo[k + 1])),
                        _mm512_mask_mov_ps(p->hi, m, _mm512_set1_ps(t->hi[k + 1]))};
-    cq_fakequant_fetch(x);
+    cq_fakequant_fetch(x, CQ_FAKEQUANT_AHEAD);
     _mm512_stream_ps(out, multiplied(_mm512_loadu_ps(x), &both));
 }
 
@@ -157,7 +157,7 @@ CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_
         const float *x = b->x + k * b->cols + i;
         float *out = b->out + k * b->cols + i;
         if (stream) {
-            cq_fakequant_fetch(x);
+            cq_fakequant_fetch(x, CQ_FAKEQUANT_AHEAD);
             _mm512_stream_ps(out, divided(_mm512_loadu_ps(x), &p));
         } else {
             some(x, out, m, &p, 0);

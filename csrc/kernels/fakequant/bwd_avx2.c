@@ -78,8 +78,8 @@ CQ_INLINE double row(const cq_fakequant_block *b, size_t r, size_t head, int str
     for (; i + 16 <= n; i += 16) {
         const __m256 a = eight(x + i, g + i, &p, &sum), c = eight(x + i + 8, g + i + 8, &p, &sum);
         if (stream) {
-            cq_fakequant_fetch(x + i);
-            cq_fakequant_fetch(g + i);
+            cq_fakequant_fetch(x + i, CQ_FAKEQUANT_AHEAD_TWO);
+            cq_fakequant_fetch(g + i, CQ_FAKEQUANT_AHEAD_TWO);
             _mm256_stream_ps(gx + i, a);
             _mm256_stream_ps(gx + i + 8, c);
         } else {
@@ -118,8 +118,8 @@ CQ_INLINE void columns(const cq_fakequant_block *b, size_t r, size_t rows, size_
         const size_t at = k * b->cols + i;
         const __m256 gx = eight(b->x + at, b->g + at, &p, &sum);
         if (stream) {
-            cq_fakequant_fetch(b->x + at);
-            cq_fakequant_fetch(b->g + at);
+            cq_fakequant_fetch(b->x + at, CQ_FAKEQUANT_AHEAD_TWO);
+            cq_fakequant_fetch(b->g + at, CQ_FAKEQUANT_AHEAD_TWO);
             _mm256_stream_ps(b->out + at, gx);
         } else {
             _mm256_storeu_ps(b->out + at, gx);

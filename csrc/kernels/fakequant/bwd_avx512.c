@@ -34,8 +34,8 @@ CQ_INLINE void sixteen(const float *x, const float *g, float *gx, const grid *p,
     *odd = add_product(*odd, _mm256_loadu_ps(g + 8), _mm512_extractf32x8_ps(d, 1));
     const __m512 result = _mm512_maskz_loadu_ps(inside, g);
     if (stream) {
-        cq_fakequant_fetch(x);
-        cq_fakequant_fetch(g);
+        cq_fakequant_fetch(x, CQ_FAKEQUANT_AHEAD_TWO);
+        cq_fakequant_fetch(g, CQ_FAKEQUANT_AHEAD_TWO);
         _mm512_stream_ps(gx, result);
     } else {
         _mm512_storeu_ps(gx, result);
