@@ -86,10 +86,21 @@ def candidates(a: F32, c: F32, n_grid: int, variant: str = "default") -> F32:
         a, c = (np.maximum(v.astype(np.float64), 1e-5 * v.max(initial=0) + 1e-30) for v in (a, c))
         raw = (a**rho / c ** (1 - rho)).astype(np.float32)
         raw[0] = 1
-    centre = np.sqrt(
-        raw.max(1, keepdims=True, initial=0) * raw.min(1, keepdims=True, initial=np.inf)
-    )
-    return np.ascontiguousarray(raw / centre, np.float32)
+    return np.ascontiguousarray(raw / _centre(raw), np.float32)
+
+
+def _centre(raw: F32) -> F32:
+    """Return the geometric mean of the largest and the smallest of every row, [n_grid, 1].
+
+    In double where their product leaves float32: dead inputs and zero weights make such rows.
+    """
+    high = raw.max(1, keepdims=True, initial=0)
+    low = raw.min(1, keepdims=True, initial=np.inf)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        square = high * low
+        exact = np.sqrt(high.astype(np.float64) * low)
+    plain = (square >= np.finfo(np.float32).tiny) & np.isfinite(square)
+    return np.asarray(np.where(plain, np.sqrt(square), exact), np.float32)
 
 
 def argbest(losses: Sequence[float] | F64) -> int:

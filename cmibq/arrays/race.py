@@ -126,7 +126,7 @@ def race(
         error: probability allowed that a candidate is dropped wrongly, over the whole race.
 
     Returns:
-        `Race`.
+        `Race`; where no candidate has finite losses its `best` is 0 and its losses are NaN.
 
     Raises:
         ConfigError: an option is out of range, there are no candidates or no blocks.
@@ -142,7 +142,9 @@ def race(
         >>> found.best, found.blocks
         (1, array([16, 16, 16]))
     """
+    size = np.asarray(size, np.float64)
     _check(candidates, size, tolerance, first, error)
+    first = min(first, 4 * len(size))
     total = size.sum()
     points = drawn_blocks(size, 1 << (4 * max(len(size), first) - 1).bit_length())
     loss = np.full((candidates, len(size)), np.nan)

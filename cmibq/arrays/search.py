@@ -136,8 +136,8 @@ def search_scales(
         tolerance).
 
     Raises:
-        ConfigError: an option is out of range or masks do not fit.
-        ModelError: every loss is NaN.
+        ConfigError: an option is out of range, masks do not fit or there are no tokens.
+        ModelError: a mean magnitude or every loss is not finite.
 
     References:
         Lin et al., "AWQ", MLSys 2024, eq. 4-5; Li et al., "MBQ", CVPR 2025, eq. 6-8.
@@ -153,6 +153,8 @@ def search_scales(
     """
     weights = [w] if isinstance(w, np.ndarray) else list(w)
     x = x.reshape(-1, x.shape[-1])
+    if not len(x):
+        raise ConfigError("x holds no tokens; give calibration data of this layer")
     if loss not in LOSSES:
         raise ConfigError(f"loss is {loss!r}; allowed are {', '.join(LOSSES)}")
     masks = [None if m is None else m.reshape(-1) for m in (answer_mask, vision_mask)]
@@ -200,6 +202,9 @@ def race_layers(
         token: float64 [T]; blocks of tokens without weight stay out.
         power: 1 (mae) or 2 (mse).
         tolerance: as in `race`.
+
+    Raises:
+        ModelError: no candidate has a finite loss.
     """
     fast = "bfloat16" if kernels().isa in FAST_BFLOAT16 else "float32"
     starts = np.arange(0, len(x), TOKENS_OF_A_BLOCK)
@@ -220,6 +225,7 @@ def race_layers(
         return total
 
     found = race(losses, len(s), size[used], tolerance=tolerance)
+    argbest(found.losses)  # refuses losses of which none is finite
     if fast == "float32" or found.separated:
         return found
     exact = losses(found.finalists, np.arange(len(used)), "float32").sum(1)

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from cmibq.errors import PackageError
 from cmibq.io.tensors import read_tensors
 from cmibq.ops.library import torch_threads
 
@@ -74,14 +75,20 @@ def compare(model: nn.Module, path: Path, threads: int | None) -> ProbeCheck | N
     """Run a saved probe through a model; None if it has no logits.
 
     Raises:
-        PackageError: the file cannot be read.
+        PackageError: the file cannot be read, or the model cannot run what is in it.
     """
     inputs, _ = read_tensors(path)
     saved = inputs.pop(_LOGITS, None)
     if saved is None:
         return None
-    with torch_threads(threads):
-        found = _logits(model, inputs)
+    try:
+        with torch_threads(threads):
+            found = _logits(model, inputs)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise PackageError(
+            f"{path}: the model cannot run these inputs ({type(error).__name__}: {error}); copy "
+            "the package again"
+        ) from error
     if found.shape != saved.shape or found.dtype != saved.dtype:
         return ProbeCheck(False, float("inf"))
     same = torch.equal(found.view(torch.uint8), saved.view(torch.uint8))

@@ -5,7 +5,8 @@ import pytest
 
 from cmibq.arrays import race, search_scales
 from cmibq.arrays.race import drawn_blocks
-from cmibq.errors import ConfigError
+from cmibq.arrays.search import race_layers
+from cmibq.errors import ConfigError, ModelError
 
 
 def table_judge(table: np.ndarray, log: list[tuple[int, int]] | None = None):
@@ -65,6 +66,20 @@ def test_losses_that_are_not_finite_cannot_win(rng: np.random.Generator) -> None
     assert found.best == 1
     assert np.isnan(found.losses[0])
     assert race(table_judge(np.full((2, 64), np.inf)), 2, size).best == 0
+
+
+def test_a_race_that_nobody_can_win_is_an_error() -> None:
+    def judge(x: np.ndarray, w: np.ndarray, s: np.ndarray, **what: object) -> np.ndarray:
+        return np.full((len(s), len(what["blocks"])), np.nan)  # type: ignore[arg-type]
+
+    x = np.ones((64, 8), np.float32)
+    with pytest.raises(ModelError, match="no candidate has a finite loss"):
+        race_layers(judge, x, [x], np.ones((3, 8), np.float32), np.ones(64), 1)
+
+
+def test_the_first_round_is_no_larger_than_the_data() -> None:
+    table = np.arange(3.0)[:, None] + np.ones(40)
+    assert race(table_judge(table), 3, np.ones(40), first=10**9).best == 0
 
 
 def test_bad_options_are_named() -> None:

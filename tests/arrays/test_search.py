@@ -141,6 +141,29 @@ def test_dead_channels_and_columns_do_not_disturb(rng: np.random.Generator) -> N
     assert found.losses[found.best_index] < 0.6 * found.losses[0]
 
 
+@pytest.mark.parametrize("effort", ["full", "race"])
+@pytest.mark.parametrize("factor", [0.0, 1e-42, 1e-37, 1e36])
+@pytest.mark.parametrize("where", ["x", "w"])
+def test_dead_and_extreme_layers_are_searched(
+    where: str, factor: float, effort: str, rng: np.random.Generator
+) -> None:
+    x, w = (rng.normal(size=(n, 64)).astype(np.float32) for n in (40, 16))
+    (x if where == "x" else w)[:] *= np.float32(factor)
+    if where == "w" and factor > 1:
+        w[:] /= np.float32(1e33)  # float16 scales reach 65504
+    found = search_scales(x, w, bits=3, group_size=16, effort=effort)
+    assert np.isfinite(found.scales).all()
+    assert (found.scales > 0).all()
+    if factor == 0:
+        assert found.best_index == 0  # nothing to gain: no scaling
+
+
+def test_no_tokens_are_named() -> None:
+    x = np.zeros((0, 8), np.float32)
+    with pytest.raises(ConfigError, match="x holds no tokens; give calibration data"):
+        search_scales(x, np.ones((2, 8), np.float32), bits=3, group_size=0)
+
+
 def test_weights_of_tokens_without_a_mask_are_uniform() -> None:
     assert np.array_equal(token_weights(None, None, None, "mae", 4), np.full(4, 0.25))
     none = np.zeros(4, bool)
