@@ -41,6 +41,7 @@ BARS = (
     Bar("qgemm_decode", "w8*", ratio=1.0, fraction=0.85),
     Bar("qgemm_decode", ratio=1.2, fraction=0.85),
     Bar("qgemm_small_batch", ratio=1.5, fraction=0.60),
+    Bar("qgemm_prefill", "*float*"),
     Bar("qgemm_prefill", "w4*", ratio=1.15, fraction=0.75),
     Bar("qgemm_prefill", ratio=1.15, fraction=0.75, near=1.10),
     Bar("qgemm_w8a8", ratio=0.95, fraction=0.80),

@@ -44,6 +44,7 @@ def layer(
     *,
     group: int = GROUP,
     mixed: bool = False,
+    bfloat16: bool = False,
 ) -> Call:
     """Return a product of float32 [m, k] with one packed layer [n, k], into existing memory.
 
@@ -56,6 +57,7 @@ def layer(
         rng: for weights and rows.
         group: inputs that share a scale.
         mixed: every other 16 outputs have 3 and 5 bits instead.
+        bfloat16: type of the rows and results.
     """
     core, groups = kernels(), k // group
     strips = np.resize(np.uint8(MIXED), n // 16) if mixed else None
@@ -64,10 +66,14 @@ def layer(
     scale = (0.01 + 0.01 * rng.random((n, groups), np.float32)).astype(np.float16)
     tiles = memory.empty((core.qgemm_tiles_bytes(n, k, groups, bits, 0, strips),), np.uint8)
     core.qgemm_repack(codes, scale.view(np.uint16), None, k, bits, strips, tiles)
-    need = core.qlinear_workspace(m, n, k, groups, bits, strips, act_bits, 0, 0)
+    need = core.qlinear_workspace(m, n, k, groups, bits, strips, act_bits, int(bfloat16), 0)
     x, out = rng.standard_normal((m, k), dtype=np.float32), np.empty((m, n), np.float32)
+    run = core.qlinear_f32
+    if bfloat16:
+        run, out = core.qlinear_bf16, np.empty((m, n), np.uint16)
+        x = (x.view(np.uint32) >> 16).astype(np.uint16)
     fixed = (x, act_bits, tiles, groups, bits, strips, 0, None, None, None, 0, out)
-    return partial(core.qlinear_f32, *fixed, np.empty(need, np.uint8))
+    return partial(run, *fixed, np.empty(need, np.uint8))
 
 
 def ours(m: int, n: int, k: int, bits: int, act_bits: int, mixed: bool, threads: int) -> Call:

@@ -1,7 +1,8 @@
 """Many rows through a packed layer: int8 products of float32 rows rounded inside the call.
 
 `qgemm_prefill` has weights of 2 to 8 bits in groups of 128, `qgemm_w8a8` 8 bits with a scale per
-output, as torch's dynamic quantisation has it.
+output, as torch's dynamic quantisation has it. Cases that end with float32 or bfloat16 keep the
+rows as they are and are compared with dense products of that type.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ WIDTHS = (4, 2, 3, 8)
 
 def ours(m: int, bits: int, group: int, threads: int) -> Call:
     return layer(m, N, K, bits, 8, np.random.default_rng(0), group=group)
+
+
+def exact(m: int, bfloat16: bool, threads: int) -> Call:
+    return layer(m, N, K, 4, 16, np.random.default_rng(0), bfloat16=bfloat16)
 
 
 def openvino(m: int, bits: int, group: int, dynamic: int, precision: str, threads: int) -> Scaled:
@@ -90,6 +95,25 @@ def prefill(m: int, bits: int) -> Case:
     return case("qgemm_prefill", name, m, bits, GROUP, grouped_peers(m, bits))
 
 
+def unrounded(m: int, dtype: str) -> Case:
+    """Rows that stay what they are, beside a dense product of their type."""
+    dense = without_threads(torch_lowbit.dense, m, N, K, dtype, cycle=False)
+    note = (
+        f"g{GROUP}, symmetric; {dtype} rows as they are, cut exactly into bytes; limit: VNNI peak"
+    )
+    return Case(
+        axis="qgemm_prefill",
+        name=f"w4 M={m} {N}x{K} {dtype}",
+        ours=partial(exact, m, dtype == "bfloat16"),
+        peers={f"torch.mm {dtype}, weight as {dtype}": dense},
+        limit=partial(limit, 4 * m),
+        note=f"{note} for four products each",
+        also={"the best int8 peak of this CPU": partial(tile_limit, 4 * m)},
+        flops=2.0 * m * N * K,
+        moved=weight_bytes(N, K, 4) + (2.0 if dtype == "bfloat16" else 4.0) * m * (N + K),
+    )
+
+
 def w8a8(m: int) -> Case:
     dynamic = torch_lowbit.dynamic_int8
     peers: dict[str, Factory] = {
@@ -103,5 +127,6 @@ def w8a8(m: int) -> Case:
 
 CASES = [
     *(prefill(m, bits) for m in ROWS for bits in WIDTHS),
+    *(unrounded(m, dtype) for m in ROWS for dtype in ("float32", "bfloat16")),
     *(w8a8(m) for m in ROWS),
 ]

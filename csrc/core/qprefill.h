@@ -9,6 +9,9 @@
  *   x      [rows / 16][G * steps][16 rows][64 bytes]      whole product, once
  *   panel  [strip][groups * steps][16 quads][16 outputs][4 inputs]   code - zero, one chunk of K
  *
+ * Rows of float32 are CQ_DIGITS int8 rows each, digit by digit: 16 rows are four times 16 rows of
+ * bytes, the lowest digits first. Their groups are the blocks of core/qgemm.h, 4 steps or less.
+ *
  * Bytes of a step past its inputs are 0. A block is 32 rows x 32 outputs of results, stored as
  * [2 row halves][2 strips][16 rows][16 outputs]. */
 #ifndef CQ_QPREFILL_H
@@ -31,14 +34,18 @@ typedef struct cq_qprefill_strip {
     int bits;
 } cq_qprefill_strip;
 
-/* Rows of x times a panel: one chunk of K of m x n blocks. */
+/* Rows of x times a panel: one chunk of K of m x n blocks. What `digits` alone uses belongs to 16
+ * rows and one group: sums and steps as qlinear_f32_digits leaves them with a stride of 16. */
 typedef struct cq_qprefill_block {
-    const uint8_t *x;      /* at the chunk; stride of 16 rows ldx */
+    const uint8_t *x;      /* at the chunk; stride of 16 rows of bytes ldx */
     const int8_t *panel;   /* [2 n] strips */
     const float *scale;    /* [groups][32 n], stride of a group ld; so shift and centre */
     const int32_t *shift;  /* what the level's panel kernel left */
     const int32_t *centre; /* or NULL: times xsum, to be added to the dots */
-    const int32_t *xsum;   /* [32 m], stride ldsum, one per group: sums of x over the group */
+    const int32_t *xsum;   /* [32 m], stride ldsum, one per group: sums of x over the group;
+                            * digits: [2 m][ldsum][16][2], high and low */
+    const float *xstep;    /* digits: [2 m][ldsum][16] */
+    const uint8_t *zeros;  /* digits: [2 m][ldsum]: how many of the low digits are all 0 */
     float *acc;            /* [m][n] blocks */
     int32_t *part;         /* [m][n] blocks: dots of a group between its chunks */
     size_t ldx, ldsum, ld, m, n, groups, steps, quads;

@@ -186,7 +186,7 @@ CQ_INLINE float cq_token_scale(float most) { return (most < 1e-5f ? 1e-5f : most
 size_t cq_qlinear_workspace(const cq_ctx *cx, const cq_qlinear *a);
 cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);
 
-/* The same for many rows in int8 (modes DYNAMIC and CODES): cq_qlinear_run calls it. */
+/* The same for many rows: cq_qlinear_run calls it. */
 int cq_qprefill_fits(const cq_ctx *cx, const cq_qlinear *a);
 size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a);
 cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* First x is rounded to bytes and laid out in steps, 32 rows a task. Then the output is cut into
- * tasks of `rows` x `cols`: a task walks over K in chunks, unpacks a chunk of its columns of the
- * weight to a panel, and multiplies all its rows by it; results stay in blocks in the slot until
- * the last chunk. The cut depends on the shapes only. A slot of `work` per thread. */
+/* First x is rounded to bytes, or cut into digits, and laid out in steps, 32 rows a task. Then the
+ * output is cut into tasks of `rows` x `cols`: a task walks over K in chunks, unpacks a chunk of
+ * its columns of the weight to a panel, and multiplies all its rows by it; results stay in blocks
+ * in the slot until the last chunk. The cut depends on the shapes only. A slot of `work` per
+ * thread. */
 #include "core/half.h"
 #include "core/parallel.h"
 #include "ops.h"
@@ -20,12 +21,15 @@ enum {
 };
 enum { CHUNK_STEPS = 8, SPLIT_STEPS = 16 }; /* steps of a chunk; of a group longer than a chunk */
 
-/* How a product is cut, and the offsets in `work`, in a slot, of what is kept there. */
+/* How a product is cut (for float32 a group here is a block of core/qgemm.h, the last of a group of
+ * the weight may be shorter), and the offsets in `work`, in a slot, of what is kept there. */
 typedef struct plan {
     size_t rows, cols, row_tasks, col_tasks; /* of a task, a multiple of 32; of the output */
+    size_t digits;                           /* rows of bytes per row of x */
+    size_t wide, per;                        /* inputs of a group of the weight; groups in it */
     size_t group, steps, groups, total;      /* inputs, steps of a group; groups, steps of a row */
     size_t chunk_steps, chunk_groups;        /* a chunk: groups, or steps of one group */
-    size_t xscale, xsum, slots;              /* in work, after the steps of x */
+    size_t xscale, xsum, zeros, slots;       /* in work, after the steps of x */
     size_t part, panel, grids, line, slot;   /* in a slot, after acc; its size */
     size_t slot_count, bytes;
 } plan;
@@ -36,6 +40,7 @@ typedef struct job {
     const cq_qlinear *a;
     cq_epilogue e;
     plan p;
+    int centred; /* whether a strip is off centre */
     uint8_t *work;
     atomic_uchar busy[MAX_SLOTS];
 } job;
@@ -59,13 +64,17 @@ static void plan_slot(plan *p) {
     p->grids = p->panel + p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
     const size_t groups = p->chunk_groups ? p->chunk_groups : 1;
     p->line = p->grids + 3 * up(groups * p->cols * sizeof(float), 64);
-    p->slot = p->line + up(p->groups * p->group, 64) * (1 + sizeof(float));
+    p->slot = p->line + up(p->groups / p->per * p->wide, 64) * (p->digits + sizeof(float));
 }
 
 static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     const cq_tiles *w = &a->w;
     const size_t M = a->M;
-    plan p = {.groups = w->G, .group = w->K / w->G};
+    const int f32 = a->mode == CQ_QLINEAR_F32;
+    plan p = {.wide = w->K / w->G, .digits = f32 ? CQ_DIGITS : 1};
+    p.group = cq_block_inputs(w->K, w->G, f32);
+    p.groups = cq_blocks(w->K, w->G, f32);
+    p.per = p.groups / w->G;
     p.row_tasks = cq_ceil_div(M, MAX_ROWS);
     p.rows = p.row_tasks ? up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
     p.cols = MAX_COLS;
@@ -78,21 +87,23 @@ static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     if (p.steps && p.steps <= CHUNK_STEPS) p.chunk_groups = room / p.steps;
     plan_slot(&p);
     const size_t M32 = p.row_tasks * p.rows;
-    p.xscale = M32 * p.total * CQ_TILE;
-    p.xsum = p.xscale + up(M32 * sizeof(float), 64);
-    p.slots = p.xsum + (any_bytes(w) ? up(M32 * p.groups * sizeof(int32_t), 64) : 0);
+    p.xscale = M32 * p.digits * p.total * CQ_TILE;
+    p.xsum = p.xscale + up(M32 * (f32 ? p.groups : 1) * sizeof(float), 64);
+    const size_t sums = f32 ? 2 : any_bytes(w) ? 1 : 0;
+    p.zeros = p.xsum + up(M32 * p.groups * sums * sizeof(int32_t), 64);
+    p.slots = p.zeros + (f32 ? up(M32 / 16 * p.groups, 64) : 0);
     p.slot_count = (size_t)(cx->threads < MAX_SLOTS ? cx->threads : MAX_SLOTS);
     p.bytes = 64 + p.slots + p.slot_count * p.slot;
     return p;
 }
 
-/* Levels with a fast strip kernel of qlinear but no block kernel of their own keep to the former.
+/* Levels with fast strip kernels of qlinear but no block kernels of their own keep to the former.
  */
 int cq_qprefill_fits(const cq_ctx *cx, const cq_qlinear *a) {
     const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
     const int worth = cx->k->qprefill_block != plain->qprefill_block ||
                       cx->k->qlinear_s8_strip == plain->qlinear_s8_strip;
-    return worth && a->M >= MIN_ROWS && a->mode != CQ_QLINEAR_F32 && a->w.K;
+    return worth && a->M >= MIN_ROWS && a->w.K;
 }
 
 size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a) {
@@ -109,22 +120,95 @@ static void free_slot(job *j, size_t i) {
     atomic_store_explicit(&j->busy[i], 0, memory_order_release);
 }
 
+/* Row m of x as float32; bfloat16 is widened to `to`. */
+static const float *floats_of(const job *j, size_t m, float *to) {
+    const size_t K = j->a->w.K;
+    if (!j->a->e.bf16) return (const float *)j->a->x + m * K;
+    const uint16_t *from = (const uint16_t *)j->a->x + m * K;
+    for (size_t k = 0; k < K; k++) to[k] = cq_bits_float((uint32_t)from[k] << 16);
+    return to;
+}
+
 /* Row m of x as bytes: given, or made as cq_codes_token_s8 makes them. */
 static const int8_t *line_of(const job *j, size_t m, int8_t *line) {
     const size_t K = j->a->w.K;
     if (j->a->mode == CQ_QLINEAR_CODES) return (const int8_t *)j->a->x + m * K;
-    const float *x = (const float *)j->a->x + m * K;
-    if (j->a->e.bf16) {
-        const uint16_t *from = (const uint16_t *)j->a->x + m * K;
-        float *to = (float *)(void *)(line + up(K, 64));
-        for (size_t k = 0; k < K; k++) to[k] = cq_bits_float((uint32_t)from[k] << 16);
-        x = to;
-    }
+    const float *x = floats_of(j, m, (float *)(void *)(line + up(K, 64)));
     float *xscale = (float *)(void *)(j->work + j->p.xscale) + m, most;
     j->k->absmax_f32_row(x, K, &most);
     *xscale = cq_token_scale(most);
     j->k->codes_f32_s8_row(x, line, K, *xscale);
     return line;
+}
+
+static int all_zero(const int8_t *x, size_t n) {
+    uint64_t some = 0;
+    for (; n >= sizeof some; x += sizeof some, n -= sizeof some) {
+        memcpy(&some, x, sizeof some);
+        if (some) return 0;
+    }
+    while (n && !x[n - 1]) n--;
+    return n == 0;
+}
+
+/* Lower zeros[g] to the number of low digits that are 0 in all of group g of this row. */
+static void count_zeros(const plan *p, const int8_t *line, size_t ld, uint8_t *zeros) {
+    for (size_t g = 0; g < p->groups; g++) {
+        const size_t k = g / p->per * p->wide + g % p->per * p->group;
+        const size_t n = cq_min_size(p->group, p->wide - g % p->per * p->group);
+        uint8_t i = 0;
+        while (i < zeros[g] && all_zero(line + i * ld + k, n)) i++;
+        zeros[g] = i;
+    }
+}
+
+/* The digits of row m, 16 rows a digit. */
+static void lay_digits(const job *j, size_t m, int8_t *line) {
+    const plan *p = &j->p;
+    const size_t K = j->a->w.K, ld = up(K, 64), r = m % 16, at = m / 16 * p->groups;
+    uint8_t *to = j->work + m / 16 * CQ_DIGITS * p->total * CQ_QPREFILL_STEP + r * CQ_TILE;
+    uint8_t *zeros = j->work + p->zeros + at;
+    const cq_qlinear_digits d = {.x = line,
+                                 .sum = (int32_t *)(void *)(j->work + p->xsum) + 32 * at + 2 * r,
+                                 .step = (float *)(void *)(j->work + p->xscale) + 16 * at + r,
+                                 .ldx = ld,
+                                 .stride = 16,
+                                 .K = K,
+                                 .G = j->a->w.G};
+    j->k->qlinear_f32_digits(floats_of(j, m, (float *)(void *)(line + CQ_DIGITS * ld)), &d);
+    if (r == 0) memset(zeros, CQ_DIGITS - 1, p->groups);
+    count_zeros(p, line, ld, zeros);
+    for (size_t i = 0; i < CQ_DIGITS; i++, line += ld, to += p->total * CQ_QPREFILL_STEP) {
+        uint8_t *step = to; /* of a group of the weight */
+        if (p->group == p->wide) j->k->qprefill_row(line, p->groups, p->group, to);
+        for (size_t k = 0; k < K && p->group < p->wide; k += p->wide) {
+            const size_t whole = p->wide / p->group, rest = p->wide % p->group;
+            j->k->qprefill_row(line + k, whole, p->group, step);
+            step += whole * p->steps * CQ_QPREFILL_STEP;
+            if (rest) { /* its missing steps are any bytes times 0 */
+                j->k->qprefill_row(line + k + whole * p->group, 1, rest, step);
+                step += p->steps * CQ_QPREFILL_STEP;
+            }
+        }
+    }
+}
+
+static void lay_bytes(const job *j, size_t m, int8_t *line) {
+    const plan *p = &j->p;
+    const int8_t *x = line_of(j, m, line);
+    uint8_t *to = j->work + m / 16 * p->total * CQ_QPREFILL_STEP + m % 16 * CQ_TILE;
+    j->k->qprefill_row(x, p->groups, p->group, to);
+    int32_t *sum = (int32_t *)(void *)(j->work + p->xsum) + m * p->groups;
+    for (size_t g = 0; g < p->groups && p->xsum < p->zeros; g++)
+        j->k->qgemm_s8_sum(x + g * p->group, p->group, sum + g);
+}
+
+/* A row that only fills the last block: any digits do, but no subnormal numbers. */
+static void lay_nothing(const job *j, size_t m) {
+    const size_t groups = j->p.groups;
+    float *step = (float *)(void *)(j->work + j->p.xscale) + m / 16 * groups * 16 + m % 16;
+    for (size_t g = 0; g < groups; g++) step[16 * g] = 0.0f;
+    if (m % 16 == 0) memset(j->work + j->p.zeros + m / 16 * groups, CQ_DIGITS - 1, groups);
 }
 
 static void lay_out(void *ctx, size_t begin, size_t end, size_t block) {
@@ -134,16 +218,12 @@ static void lay_out(void *ctx, size_t begin, size_t end, size_t block) {
     const size_t slot = take_slot(j);
     int8_t *line = (int8_t *)(j->work + p->slots + slot * p->slot + p->line);
     for (size_t m = begin * CQ_QPREFILL_BLOCK; m < end * CQ_QPREFILL_BLOCK; m++) {
-        uint8_t *to = j->work + m / 16 * p->total * CQ_QPREFILL_STEP + m % 16 * CQ_TILE;
-        if (m < j->a->M) {
-            const int8_t *x = line_of(j, m, line);
-            j->k->qprefill_row(x, p->groups, p->group, to);
-            int32_t *sum = (int32_t *)(void *)(j->work + p->xsum) + m * p->groups;
-            for (size_t g = 0; g < p->groups && p->xsum < p->slots; g++)
-                j->k->qgemm_s8_sum(x + g * p->group, p->group, sum + g);
-        } else { /* rows that only fill a block: any bytes do */
-            for (size_t s = 0; s < p->total; s++) memset(to + s * CQ_QPREFILL_STEP, 0, CQ_TILE);
-        }
+        if (p->digits == 1 && m < j->a->M)
+            lay_bytes(j, m, line);
+        else if (m < j->a->M)
+            lay_digits(j, m, line);
+        else if (p->digits > 1)
+            lay_nothing(j, m);
     }
     free_slot(j, slot);
 }
@@ -163,7 +243,8 @@ static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bit
     const uint16_t *halves = (const uint16_t *)(const void *)head;
     const uint8_t *zero = head + 2 * w->G * CQ_STRIP;
     for (size_t i = 0; i < t->groups; i++) {
-        const size_t at = i * t->j->p.cols + strip * CQ_STRIP, from = (t->g + i) * CQ_STRIP;
+        const size_t at = i * t->j->p.cols + strip * CQ_STRIP,
+                     from = (t->g + i) / t->j->p.per * CQ_STRIP;
         for (size_t n = 0; n < CQ_STRIP; n++) scale[at + n] = cq_half_to_float(halves[from + n]);
         for (size_t n = 0; n < CQ_STRIP && centre; n++)
             centre[at + n] = off_centre(w, bits) ? 128 - zero[from + n] : 0;
@@ -190,14 +271,22 @@ static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_
     }
     for (size_t i = 0; i < t->strips; i++) {
         const int bits = cq_bits_of_strip(w, t->n0 / CQ_STRIP + i);
-        cq_qprefill_strip s = {.bits = bits, .panel = panel + i * bytes, .groups = t->groups};
+        cq_qprefill_strip s = {.bits = bits, .panel = panel + i * bytes};
         s.tiles = from + cq_strip_head(w->G, w->asymmetric);
-        s.zero = from + (2 * w->G + t->g) * CQ_STRIP;
-        if (!w->asymmetric || off_centre(w, bits)) s.zero = NULL;
         s.shift = shift + i * CQ_STRIP, s.ldshift = p->cols;
-        s.k0 = t->g * p->group + done, s.group = p->group, s.steps = t->steps;
-        s.inputs = cq_min_size(p->group - done, t->steps * CQ_TILE);
-        t->j->k->qprefill_panel(&s);
+        s.group = p->group, s.steps = t->steps;
+        s.groups = p->per > 1 ? 1 : t->groups;
+        for (size_t g = t->g; g < t->g + t->groups; g += s.groups) {
+            const size_t before = g % p->per * p->group + done;
+            s.zero = from + (2 * w->G + g / p->per) * CQ_STRIP;
+            if (!w->asymmetric || off_centre(w, bits)) s.zero = NULL;
+            s.k0 = g / p->per * p->wide + before;
+            s.inputs =
+                cq_min_size(cq_min_size(p->group - done, t->steps * CQ_TILE), p->wide - before);
+            t->j->k->qprefill_panel(&s);
+            s.panel += s.groups * t->steps * CQ_QPREFILL_STEP;
+            s.shift += s.groups * p->cols;
+        }
         fill_grids(t, i, from, bits, scale, centre);
         from += cq_strip_bytes(w->K, w->G, bits, w->asymmetric);
     }
@@ -215,16 +304,29 @@ static void multiply_chunk(const task *t) {
     b.acc = (float *)(void *)t->slot;
     b.part = (int32_t *)(void *)(t->slot + p->part);
     b.ldx = p->total * CQ_QPREFILL_STEP;
-    b.x = t->j->work + t->m0 / 16 * b.ldx + (t->g * p->steps + t->step) * CQ_QPREFILL_STEP;
-    b.xsum = (const int32_t *)(const void *)(t->j->work + p->xsum) + t->m0 * p->groups + t->g;
+    b.x = t->j->work + t->m0 / 16 * p->digits * b.ldx;
+    b.x += (t->g * p->steps + t->step) * CQ_QPREFILL_STEP;
+    b.xsum = (const int32_t *)(const void *)(t->j->work + p->xsum);
+    b.xstep = (const float *)(const void *)(t->j->work + p->xscale);
+    b.zeros = t->j->work + p->zeros + t->m0 / 16 * p->groups + t->g;
     b.ldsum = p->groups;
+    if (p->digits > 1) {
+        b.xsum += 2 * (t->m0 * p->groups + 16 * t->g);
+        b.xstep += t->m0 * p->groups + 16 * t->g;
+    } else {
+        b.xsum += t->m0 * p->groups + t->g;
+    }
     b.first = t->g == 0;
     b.begin = t->step == 0;
     b.end = t->step + t->steps == p->steps;
-    int32_t *centre = p->xsum < p->slots ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
+    const int off = t->j->centred;
+    int32_t *centre = off ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
     fill_panel(t, &b, (float *)(void *)grids, (int32_t *)(void *)(grids + grid), centre);
     if (!b.end) b.centre = NULL;
-    t->j->k->qprefill_block(&b);
+    if (p->digits > 1)
+        t->j->k->qprefill_digits(&b);
+    else
+        t->j->k->qprefill_block(&b);
 }
 
 /* Finish 16 rows x 16 outputs at a time. */
@@ -269,6 +371,7 @@ static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
 
 cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     job j = {.cx = cx, .k = cx->k, .a = a, .e = a->e, .p = make_plan(cx, a)};
+    j.centred = a->w.asymmetric && any_bytes(&a->w);
     j.work = work + (64 - (uintptr_t)work % 64) % 64;
     if (a->mode == CQ_QLINEAR_DYNAMIC) j.e.xscale = (const float *)(void *)(j.work + j.p.xscale);
     const size_t blocks = j.p.row_tasks * j.p.rows / CQ_QPREFILL_BLOCK;

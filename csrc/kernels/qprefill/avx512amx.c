@@ -9,23 +9,9 @@
 #if CQ_X86
 #include "core/isa_begin_avx512amx.h"
 
+#include "kernels/qprefill/tiles_avx512amx.h"
+
 enum { STEP = 1024, DOTS = 1024 };
-
-typedef struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-/* Tiles 0 .. 3 results, 4 and 5 rows of x, 6 and 7 outputs of the panel. */
-static void configure(size_t quads) {
-    tile_config c = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        c.row_bytes[t] = (uint16_t)(t == 4 || t == 5 ? 4 * quads : 64);
-        c.rows[t] = (uint8_t)(t < 6 ? 16 : quads);
-    }
-    _tile_loadconfig(&c);
-}
 
 /* The dots of up to two groups, to be scaled and added to acc. */
 typedef struct pending {

@@ -6,11 +6,14 @@
  *   panel    panel[..][q][n][i] = code - zero of output n, input 4 q + i; shift is the level's own
  *   block    dot = (begin ? 0 : part) + sum x * panel + (end ? centre * xsum : 0)        int32
  *            end:  acc = fma(scale, (float)dot, first ? 0 : acc), groups in order;  else part = dot
+ *   digits   the same for float32: D of each digit as dot above, with xsum of two digits at a time
+ *            f = fma((float)(D3 * 256 + D2), 65536, (float)(D1 * 256 + D0))
+ *            acc = fma(scale * xstep, f, first ? 0 : acc);  digits below `zeros` need not be read
  *
- * `row`, `panel` and `block` of a level come as a set: a level may store x + 128 and what undoes it
- * in shift. 8 bits with zero points would not fit a byte: there the panel is code - 128 and centre
- * is 128 - zero. No aliasing. Exactness: EXACT; FMA where written and nowhere else. The integers
- * are exact for groups of up to 65793 inputs. */
+ * `row`, `panel`, `block` and `digits` of a level come as a set: a level may store x + 128 and what
+ * undoes it in shift. 8 bits with zero points would not fit a byte: there the panel is code - 128
+ * and centre is 128 - zero. No aliasing. Exactness: EXACT; FMA where written and nowhere else. The
+ * integers are exact for groups of up to 65793 inputs. */
 #include "core/dispatch.h"
 
 #include <math.h>
@@ -99,4 +102,32 @@ void cq_qprefill_block_scalar(const cq_qprefill_block *b) {
     for (size_t i = 0; i < b->m; i++)
         for (size_t j = 0; j < b->n; j++)
             for (size_t g = 0; g < b->groups; g++) one_block(b, i, j, g);
+}
+
+/* Rows of x i of its 16 with strip j of the panel, group g. */
+static void one_cell(const cq_qprefill_block *b, size_t i, size_t j, size_t g) {
+    const size_t at = i * b->ldsum + g, n0 = g * b->ld + j * CQ_STRIP;
+    const uint8_t *x = b->x + CQ_DIGITS * i * b->ldx + g * b->steps * STEP;
+    const int8_t *w = b->panel + (j * b->groups + g) * b->steps * STEP;
+    float *acc = b->acc + (i / 2 * b->n + j / 2) * 1024 + i % 2 * 512 + j % 2 * 256;
+    for (size_t r = 0; r < 16; r++) {
+        const int32_t *sum = b->xsum + (at * 16 + r) * 2;
+        for (size_t n = 0; n < CQ_STRIP; n++) {
+            const float step = b->scale[n0 + n] * b->xstep[at * 16 + r];
+            int32_t d[CQ_DIGITS];
+            for (size_t c = 0; c < CQ_DIGITS; c++) d[c] = dot_of(b, x + c * b->ldx, w, r, n);
+            const int32_t centre = b->centre ? b->centre[n0 + n] : 0;
+            const int32_t high = d[3] * 256 + d[2] + (centre ? centre * sum[0] : 0);
+            const int32_t low = d[1] * 256 + d[0] + (centre ? centre * sum[1] : 0);
+            float *to = acc + r * 16 + n;
+            *to = fmaf(step, fmaf((float)high, 65536.0f, (float)low),
+                       b->first && g == 0 ? 0.0f : *to);
+        }
+    }
+}
+
+void cq_qprefill_digits_scalar(const cq_qprefill_block *b) {
+    for (size_t i = 0; i < 2 * b->m; i++)
+        for (size_t j = 0; j < 2 * b->n; j++)
+            for (size_t g = 0; g < b->groups; g++) one_cell(b, i, j, g);
 }

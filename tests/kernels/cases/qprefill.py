@@ -1,4 +1,4 @@
-"""Cases of qprefill: many rows of 8-bit activations times tiles, against exact FMAs.
+"""Cases of qprefill: many rows of activations times tiles, against exact FMAs.
 
 All widths with and without zero points for `panel`, some of them for the other kernels.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.cases import qtile
 from tests.kernels.cases.base import Arrays, Case, some_nasty
+from tests.kernels.cases.sums import f32_sums
 from tests.oracles.fma import fma
 
 ROWS = 37
@@ -23,38 +24,46 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> Arrays:
     cols = a["codes"].shape[1]
     a["x"] = some_nasty(rng, ROWS, cols)
     a["xq"] = rng.integers(-128, 128, (ROWS, cols)).astype(np.int8)
+    a["x16"] = rng.normal(size=(ROWS, cols)).astype(np.float32)
+    a["x16"][3:8] *= 10.0 ** rng.integers(-9, 9, cols)  # far apart in one block
+    a["x16"][8, :1], a["x16"][9:10] = np.nan, 0.0
+    a["x16"][16:32] = rng.integers(-9, 10, (16, cols))  # low digits 0 in 16 rows, or in some
+    a["x16"][20, ::2] *= 1 + 2.0**-12
+    a["x16"][32:] = (a["x16"][32:].view(np.uint32) & 0xFFFF0000).view(np.float32)
     a["xscale"] = rng.random(ROWS).astype(np.float32)
     a["bias"] = rng.normal(size=rows).astype(np.float32)
     return a
 
 
-def multiply(k: object, a: Arrays, bits: object, asymmetric: bool, floats: bool) -> NDArray:
+def multiply(k: object, a: Arrays, bits: object, asymmetric: bool, form: str) -> NDArray:
     (rows, cols), groups = a["codes"].shape, a["scale"].shape[1]
     tiles = qtile.repacked(k, a, bits, asymmetric)
     one, each = (bits, None) if isinstance(bits, int) else (2, bits)
-    size = k.qlinear_workspace(ROWS, rows, cols, groups, one, each, 8, 0, int(not floats))
+    width, codes = 16 if form == "digits" else 8, form == "codes"
+    size = k.qlinear_workspace(ROWS, rows, cols, groups, one, each, width, 0, int(codes))
     out, work = np.full((ROWS, rows), 77, np.float32), np.full(size, 255, np.uint8)
     weight = (tiles, groups, one, each, int(asymmetric), a["bias"] if asymmetric else None)
     end = (None, None, 0, out, work)
-    if floats:
-        k.qlinear_f32(a["x"], 8, *weight, *end)
-    else:
+    if codes:
         k.qlinear_s8(a["xq"], a["xscale"], *weight, *end)
+    else:
+        k.qlinear_f32(a["x16" if form == "digits" else "x"], width, *weight, *end)
     return out
 
 
-Product = Callable[[Arrays, object, bool, bool], NDArray]
+Product = Callable[[Arrays, object, bool, str], NDArray]
 
 
 def products(call: Product, a: Arrays, what: str) -> Arrays:
-    """Return what tests kernel `what`, each by ``call(a, bits, asymmetric, floats)``."""
+    """Return what tests kernel `what`, each by ``call(a, bits, asymmetric, form)``."""
     if what == "row":
-        return {"floats": call(a, 4, False, True), "codes": call(a, 4, False, False)}
+        return {"floats": call(a, 4, False, "floats"), "codes": call(a, 4, False, "codes")}
     if what != "panel":
-        return {"a": call(a, 8, True, False), "s": call(a, 4, False, False)}
+        form = "digits" if what == "digits" else "codes"
+        return {"a": call(a, 8, True, form), "s": call(a, 4, False, form)}
     each = qtile.widths(len(a["codes"])).items()
     kinds = {"a": True, "s": False}.items()
-    return {key + kind: call(a, b, yes, False) for key, b in each for kind, yes in kinds}
+    return {key + kind: call(a, b, yes, "codes") for key, b in each for kind, yes in kinds}
 
 
 def levels(a: Arrays, bits: object, asymmetric: bool) -> NDArray[np.int64]:
@@ -67,10 +76,13 @@ def levels(a: Arrays, bits: object, asymmetric: bool) -> NDArray[np.int64]:
     return out
 
 
-def product(a: Arrays, bits: object, asymmetric: bool, floats: bool) -> NDArray:
-    x, xscale = token_codes(a["x"]) if floats else (a["xq"], a["xscale"])
+def product(a: Arrays, bits: object, asymmetric: bool, form: str) -> NDArray:
+    x, xscale = token_codes(a["x"]) if form == "floats" else (a["xq"], a["xscale"])
     groups, level = a["scale"].shape[1], levels(a, bits, asymmetric)
     scale = a["scale"].view(np.float16).astype(np.float32)
+    if form == "digits":
+        acc = f32_sums(a["x16"], level, scale)
+        return acc + a["bias"] if asymmetric else acc
     acc = np.zeros((ROWS, len(level)), np.float32)
     for g, part in enumerate(np.split(level.astype(np.float64), groups, 1)):
         dot = np.split(x.astype(np.float64), groups, 1)[g] @ part.T  # integers, exact
@@ -96,4 +108,4 @@ def case(what: str) -> Case:
     return Case(make, run, lambda a: products(product, a, what))
 
 
-CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block")}
+CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block", "digits")}
