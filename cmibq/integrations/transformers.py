@@ -20,7 +20,7 @@ from cmibq.errors import ConfigError, ModelError, PackageError
 from cmibq.io import is_package, load
 from cmibq.io.manifest import VERSION, LayerSpec
 from cmibq.io.package import WEIGHTS
-from cmibq.io.restore import swap_
+from cmibq.io.restore import share_, swap_
 from cmibq.nn import PackedLinear
 
 __all__ = ["register"]
@@ -39,29 +39,52 @@ def _layers(values: dict[str, Any]) -> dict[str, LayerSpec]:
             "update it"
         )
     try:
-        return {
-            n: LayerSpec(**(spec | {"shape": tuple(spec["shape"])})) for n, spec in layers.items()
-        }
-    except (TypeError, KeyError) as error:
+        return {name: LayerSpec.from_json(spec) for name, spec in layers.items()}
+    except (TypeError, PackageError) as error:
         raise PackageError(f"quantization_config: a layer is damaged ({error})") from error
 
 
-def _replace_layers(model: nn.Module, layers: dict[str, LayerSpec], where: Path) -> None:
-    """Swap layers by name; a base model (``AutoModel``) lacks the prefix of the names."""
+def _local(model: nn.Module, name: str) -> str:
+    """Return the name of a layer in this model: a base model (``AutoModel``) lacks the prefix."""
+    known = dict(model.named_modules(remove_duplicate=False))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    modules = dict(model.named_modules())
+    return name if name in known else name.removeprefix(prefix)
+
+
+def _replace_layers(model: nn.Module, values: dict[str, Any], where: Path) -> None:
+    """Swap layers by name; shared ones have no tensors of their own and wait for `_after_loading`.
+
+    Raises:
+        PackageError: a layer is damaged or does not fit the model.
+    """
+    layers = _layers(values)
     for name, spec in layers.items():
-        local = name if name in modules else name.removeprefix(prefix)
-        swap_(model, local, spec, where)
+        swap_(model, _local(model, name), spec, where)
+    for name, first in _shared(values).items():
+        if first not in layers:
+            raise PackageError(f"{where}: layer {name} is tied to {first}, which is missing")
+        share_(model, _local(model, name), _local(model, first), where)
+        model.set_submodule(_local(model, name), nn.Identity())
 
 
-def _after_loading(model: nn.Module) -> None:
-    """Refuse a model whose scales are not those of a package."""
+def _shared(values: dict[str, Any]) -> dict[str, str]:
+    tied = values.get("tied", {})
+    if not isinstance(tied, dict) or not all(isinstance(first, str) for first in tied.values()):
+        raise PackageError("quantization_config: tied is damaged; make the package again")
+    return tied
+
+
+def _after_loading(model: nn.Module, values: dict[str, Any]) -> None:
+    """Refuse a model whose scales or widths are not those of a package; put shared layers in."""
     for name, layer in model.named_modules():
         if isinstance(layer, PackedLinear):
-            scales = layer.get_buffer("scales")
+            scales, widths = layer.get_buffer("scales"), layer.strip_bits
             if scales.is_meta or not bool((scales > 0).all() & scales.isfinite().all()):
                 raise PackageError(f"layer {name} lacks scales that are finite and > 0")
+            if widths is not None and (widths.is_meta or tuple(widths.tolist()) != layer.bits):
+                raise PackageError(f"layer {name}: strip_bits are not those of config.json")
+    for name, first in _shared(values).items():
+        model.set_submodule(_local(model, name), model.get_submodule(_local(model, first)))
     model.requires_grad_(False)
 
 
@@ -101,11 +124,11 @@ def _quantizer_class() -> type[Any]:
             where = Path(files[0]).parent
             if is_package(where):
                 load(where)
-            _replace_layers(model, _layers(self.quantization_config.to_dict()), where)
+            _replace_layers(model, self.quantization_config.to_dict(), where)
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-            _after_loading(model)
+            _after_loading(model, self.quantization_config.to_dict())
             return model
 
         def is_serializable(self, **kwargs: Any) -> bool:

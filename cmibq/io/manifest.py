@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from cmibq.errors import DataError, PackageError, nearest
+from cmibq.errors import ConfigError, DataError, PackageError, nearest
 from cmibq.fileio import read_json, sha256_bytes
+from cmibq.strips import STRIP, Widths, check_bits, packed_bytes, single
 
 __all__ = ["FORMAT", "MANIFEST", "VERSION", "FileInfo", "LayerSpec", "Manifest", "read_manifest"]
 
 FORMAT: Final = "cmibq-package"
-VERSION: Final = 1
+VERSION: Final = 2
+"""Newest version that is read. Packages without mixed bits and shared layers are written as 1."""
 MANIFEST: Final = "manifest.json"
 _SUM: Final = "checksum"
 
@@ -35,7 +37,8 @@ class LayerSpec:
 
     Args:
         shape: (outputs, inputs).
-        bits: bits per weight, 1..8.
+        bits: bits per weight, 1..8; mixed bits: one width, 2..8, for every 16 outputs. In JSON a
+            number, or text with one digit per 16 outputs.
         group_size: inputs per scale; <= 0 is one scale per row.
         symmetric: no zero points are stored.
         act_bits: 8 = activations are quantised per token, 16 = they are not.
@@ -51,7 +54,7 @@ class LayerSpec:
     """
 
     shape: tuple[int, int]
-    bits: int
+    bits: Widths
     group_size: int
     symmetric: bool
     act_bits: int = 16
@@ -62,8 +65,7 @@ class LayerSpec:
         sane = len(sizes) == 2 and all(type(n) is int and 0 < n < 1 << 40 for n in sizes)
         if not sane or sizes[0] * sizes[1] >= 1 << 48:
             raise PackageError(f"shape is {sizes}; allowed are two positive numbers")
-        if type(self.bits) is not int or not 1 <= self.bits <= 8:
-            raise PackageError(f"bits is {self.bits!r}; allowed are 1..8")
+        self._check_bits()
         if type(self.group_size) is not int or (self.group_size > 0 and sizes[1] % self.group_size):
             raise PackageError(
                 f"group_size is {self.group_size!r}; it must divide {sizes[1]} inputs"
@@ -72,6 +74,48 @@ class LayerSpec:
             raise PackageError(f"act_bits is {self.act_bits!r}; allowed are 8, 16")
         if type(self.symmetric) is not bool or type(self.bias) is not bool:
             raise PackageError("symmetric and bias must be true or false")
+
+    def _check_bits(self) -> None:
+        if isinstance(self.bits, tuple):
+            try:
+                check_bits(self.bits, self.shape[0])
+            except ConfigError as error:
+                raise PackageError(str(error)) from error
+            if single(self.bits) is not None:
+                raise PackageError(f"bits has equal widths; write them as {self.bits[0]}")
+        elif type(self.bits) is not int or not 1 <= self.bits <= 8:
+            raise PackageError(f"bits is {self.bits!r}; allowed are 1..8")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values.
+
+        Example:
+            >>> LayerSpec((20, 64), (2, 4), 32, True).to_json()["bits"]
+            '24'
+        """
+        value = dataclasses.asdict(self) | {"shape": list(self.shape)}
+        if isinstance(self.bits, tuple):
+            value["bits"] = "".join(map(str, self.bits))
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerSpec:
+        """Return the layer of such values.
+
+        Raises:
+            PackageError: a field is missing, unknown or out of range.
+        """
+        try:
+            bits = value["bits"]
+            if isinstance(bits, str):
+                if not bits.isascii() or not bits.isdigit():
+                    raise PackageError(
+                        f"bits is {bits!r}; allowed is one digit per {STRIP} outputs"
+                    )
+                bits = tuple(map(int, bits))
+            return cls(**{**value, "shape": tuple(value["shape"]), "bits": bits})
+        except (TypeError, KeyError) as error:
+            raise PackageError(str(error)) from error
 
     @property
     def weights(self) -> int:
@@ -85,9 +129,11 @@ class LayerSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points, without the bias."""
-        zeros = 0 if self.symmetric else math.ceil(self.groups * self.bits / 8)
-        return self.shape[0] * (math.ceil(self.shape[1] * self.bits / 8) + 2 * self.groups + zeros)
+        """Bytes of codes, scales, zero points and mixed widths, without the bias."""
+        outs, cols = self.shape
+        zeros = 0 if self.symmetric else packed_bytes(self.bits, outs, self.groups)
+        widths = 0 if isinstance(self.bits, int) else len(self.bits)
+        return packed_bytes(self.bits, outs, cols) + 2 * self.groups * outs + zeros + widths
 
 
 @dataclass(frozen=True)
@@ -98,7 +144,8 @@ class Manifest:
         cmibq: version of the library that wrote it.
         files: every file but the manifest itself.
         layers: quantised layers by module name.
-        tied: names of tensors that are the same as another one, which is stored.
+        tied: names of tensors, and of quantised layers, that are the same as another one, which is
+            stored.
         recipe: how it was made.
         metadata: open extra fields.
         environment: versions and settings it was made with.
@@ -127,11 +174,17 @@ class Manifest:
         weights = sum(layer.weights for layer in self.layers.values())
         return 8 * self.packed_bytes / weights if weights else math.nan
 
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that holds this."""
+        mixed = any(not isinstance(layer.bits, int) for layer in self.layers.values())
+        return 2 if mixed or any(name in self.layers for name in self.tied.values()) else 1
+
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON values, with a checksum of them."""
-        value: dict[str, Any] = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(self)
-        for layer in value["layers"].values():
-            layer["shape"] = list(layer["shape"])
+        value: dict[str, Any] = {"format": FORMAT, "version": self.version}
+        value |= dataclasses.asdict(self)
+        value["layers"] = {name: layer.to_json() for name, layer in self.layers.items()}
         value = json.loads(json.dumps(value, allow_nan=False))
         return value | {_SUM: _checksum(value)}
 
@@ -165,7 +218,13 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     if value.get(_SUM) != _checksum(value):
         raise PackageError(f"{path}: the checksum differs; the file is damaged or was edited")
-    return _parse(value, path)
+    manifest = _parse(value, path)
+    if manifest.version > version:
+        raise PackageError(
+            f"{path}: version is {version}, but mixed bits and shared layers came with "
+            f"{manifest.version}; make the package again"
+        )
+    return manifest
 
 
 def _parse(value: dict[str, Any], path: Path) -> Manifest:
@@ -200,8 +259,6 @@ def _file(name: str, info: Any, path: Path) -> FileInfo:
 
 def _layer(name: str, spec: Any, path: Path) -> LayerSpec:
     try:
-        return LayerSpec(**(spec | {"shape": tuple(spec["shape"])}))
-    except (TypeError, KeyError) as error:
-        raise PackageError(f"{path}: layer {name!r}: {error}") from error
+        return LayerSpec.from_json(spec)
     except PackageError as error:
         raise PackageError(f"{path}: layer {name!r}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ import cmibq
 from cmibq.errors import DataError, ModelError, PackageError
 from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
 from cmibq.io.environment import environment
-from cmibq.io.manifest import MANIFEST, VERSION, FileInfo, LayerSpec, Manifest, read_manifest
+from cmibq.io.manifest import MANIFEST, FileInfo, LayerSpec, Manifest, read_manifest
 from cmibq.io.probe import ProbeCheck, align_, answer, compare
-from cmibq.io.restore import assign_, check_scales, swap_
+from cmibq.io.restore import assign_, check_scales, share_, shared_layers, swap_
 from cmibq.io.tensors import read_tensors, write_tensors
 from cmibq.nn import PackedLinear, iter_packed
 from cmibq.recipe import MOST_THREADS
@@ -68,10 +68,14 @@ class Package:
         """
         for name, spec in self.manifest.layers.items():
             swap_(model, name, spec, self.path)
+        shared = {a: b for a, b in self.manifest.tied.items() if b in self.manifest.layers}
+        for name, first in shared.items():
+            share_(model, name, first, self.path)
         tensors, _ = read_tensors(self.path / WEIGHTS)
         buffers, _ = read_tensors(self.path / BUFFERS)
         check_scales(tensors, self.manifest, self.path)
-        assign_(model, tensors | buffers, self.manifest.tied, self.path)
+        tied = {a: b for a, b in self.manifest.tied.items() if a not in shared}
+        assign_(model, tensors | buffers, tied, self.path)
         return model.requires_grad_(False).eval()
 
 
@@ -114,14 +118,17 @@ def save(
     if not layers:
         raise ModelError("the model has no packed layer; run convert_ before it is saved")
     align_(model)
-    weights, tied = _without_copies(model.state_dict())
+    shared = shared_layers(model)
+    state = {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in shared}
+    weights, tied = _without_copies(state)
     known = {*weights, *tied, *(f"{name}.tiles" for name in layers)}  # tiles: another form of codes
+    tied |= shared
     buffers = {n: t for n, t in model.named_buffers() if n not in known}
     parts = {WEIGHTS: weights, BUFFERS: buffers}
     parts[PROBE] = {} if probe is None else answer(model, probe)
     with atomic_dir(out, overwrite=overwrite) as folder:
         files = {name: _write(folder / name, tensors) for name, tensors in parts.items()}
-        write_json(folder / _CONFIG, _config(model, Path(source), layers))
+        write_json(folder / _CONFIG, _config(model, Path(source), layers, shared))
         for name in (_CONFIG, *_copy_companions(Path(source), folder)):
             files[name] = FileInfo(sha256_file(folder / name), (folder / name).stat().st_size)
         manifest = Manifest(
@@ -157,7 +164,7 @@ def load(folder: str | Path, *, verify: bool = True) -> Package:
         _verify(path / name, info, content=verify)
     config = _read_config(path / _CONFIG)
     layers = config["quantization_config"].get("layers")
-    if layers != json.loads(json.dumps({n: asdict(s) for n, s in manifest.layers.items()})):
+    if layers != {name: spec.to_json() for name, spec in manifest.layers.items()}:
         raise PackageError(f"{path}: {_CONFIG} and {MANIFEST} disagree on the quantised layers")
     return Package(path, manifest, config)
 
@@ -206,20 +213,21 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
         return FileInfo(*write_tensors(file, tensors))
 
 
-def _config(model: nn.Module, source: Path, layers: Mapping[str, LayerSpec]) -> dict[str, Any]:
+def _config(
+    model: nn.Module, source: Path, layers: Mapping[str, LayerSpec], shared: Mapping[str, str]
+) -> dict[str, Any]:
     own: Any = getattr(model, "config", None)
     text = own.to_json_string() if hasattr(own, "to_json_string") else None
     config: dict[str, Any] = json.loads(text) if text else read_json(source / _CONFIG)
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         part.pop("_name_or_path", None)  # where it lay on this machine
-    return config | {
-        "quantization_config": {
-            "quant_method": "cmibq",
-            "format": VERSION,
-            "weights": WEIGHTS,
-            "layers": {name: asdict(spec) for name, spec in layers.items()},
-        }
+    quantization = {
+        "quant_method": "cmibq",
+        "format": Manifest("", {}, layers, shared).version,
+        "weights": WEIGHTS,
+        "layers": {name: spec.to_json() for name, spec in layers.items()},
     }
+    return config | {"quantization_config": quantization | ({"tied": shared} if shared else {})}
 
 
 def _copy_companions(source: Path, folder: Path) -> list[str]:

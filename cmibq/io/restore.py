@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cmibq.errors import CmibqError, PackageError
 from cmibq.io.manifest import LayerSpec, Manifest
-from cmibq.nn import PackedLinear
+from cmibq.nn import PackedLinear, iter_packed
 
-__all__ = ["assign_", "check_scales", "packed_like", "swap_"]
+__all__ = ["assign_", "check_scales", "packed_like", "share_", "shared_layers", "swap_"]
 
 
 def packed_like(spec: LayerSpec) -> PackedLinear:
@@ -35,11 +35,7 @@ def swap_(model: nn.Module, name: str, spec: LayerSpec, where: Path) -> None:
     Raises:
         PackageError: the model has no such layer, or it has another shape.
     """
-    try:
-        old = model.get_submodule(name)
-    except AttributeError as error:
-        raise PackageError(f"{where}: the model has no layer {name}; check config.json") from error
-    found = (getattr(old, "out_features", None), getattr(old, "in_features", None))
+    found = _shape(_layer(model, name, where))
     if found != tuple(spec.shape):
         raise PackageError(
             f"{where}: layer {name} is {found} in the model and {tuple(spec.shape)} in the package"
@@ -51,13 +47,55 @@ def swap_(model: nn.Module, name: str, spec: LayerSpec, where: Path) -> None:
     model.set_submodule(name, new)
 
 
+def shared_layers(model: nn.Module) -> dict[str, str]:
+    """Return further name -> first name of every packed layer that a model has more than once."""
+    first: dict[int, str] = {}
+    shared = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PackedLinear) and first.setdefault(id(module), name) != name:
+            shared[name] = first[id(module)]
+    return shared
+
+
+def share_(model: nn.Module, name: str, first: str, where: Path) -> None:
+    """Put the packed layer `first` of a model also at `name`.
+
+    Raises:
+        PackageError: the model has no layer `name`, or it has another shape.
+    """
+    layer = model.get_submodule(first)
+    old = _layer(model, name, where)
+    found, wanted = _shape(old), _shape(layer)
+    if found != wanted:
+        raise PackageError(
+            f"{where}: layer {name} is {found} in the model, but it is tied to {first}, {wanted}"
+        )
+    model.set_submodule(name, layer)
+
+
+def _layer(model: nn.Module, name: str, where: Path) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise PackageError(f"{where}: the model has no layer {name}; check config.json") from error
+
+
+def _shape(layer: nn.Module) -> tuple[object, object]:
+    return getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+
+
 def check_scales(tensors: Mapping[str, Tensor], manifest: Manifest, where: Path) -> None:
     """Check that every scale is finite and > 0, so that no result can be NaN because of one.
 
+    Mixed widths must be those of the manifest.
+
     Raises:
-        PackageError: a scale is not, or a layer has none.
+        PackageError: a scale is not, or a layer has none; widths differ.
     """
-    for name in manifest.layers:
+    for name, spec in manifest.layers.items():
+        widths = tensors.get(f"{name}.strip_bits")
+        if widths is not None and tuple(widths.flatten().tolist()) != spec.bits:
+            raise PackageError(f"{where}: strip_bits of layer {name} are not those of the manifest")
         scales = tensors.get(f"{name}.scales")
         if scales is None or not bool((torch.isfinite(scales) & (scales > 0)).all()):
             raise PackageError(f"{where}: layer {name} lacks scales that are finite and > 0")
@@ -79,7 +117,9 @@ def assign_(
     """
     expected: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     expected.update(model.named_parameters(remove_duplicate=False))
-    packed = {n for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    packed = dict(iter_packed(model))
+    shared = shared_layers(model)  # a layer that is there twice has its tensors once
+    expected = {n: t for n, t in expected.items() if n.rpartition(".")[0] not in shared}
     missing = expected.keys() - tensors.keys() - tied.keys()
     extra = tensors.keys() - expected.keys()
     if missing or extra:

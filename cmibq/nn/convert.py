@@ -27,6 +27,29 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return module
 
 
+def _places(model: nn.Module, targets: Mapping[str, QuantSpec]) -> dict[str, list[str]]:
+    """Return target -> all names that get its new layer: a layer that is shared stays shared.
+
+    That is a module under several names, or several modules with the same parameters and spec.
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    specs: dict[int, tuple[str, QuantSpec]] = {}
+    first: dict[tuple[object, ...], str] = {}
+    places: dict[str, list[str]] = {}
+    for name, spec in targets.items():
+        linear = _linear(model, name)
+        other, known = specs.setdefault(id(linear), (name, spec))
+        if known != spec:
+            raise ModelError(f"{name}: is the same layer as {other}, but has another spec")
+        own = id(linear) if isinstance(linear, QuantLinear) else 0  # it may have learned its grids
+        head = first.setdefault((id(linear.weight), id(linear.bias), own, spec), name)
+        found = places.setdefault(head, [])
+        found += [place for place in names[id(linear)] if place not in found]
+    return places
+
+
 def prepare_(
     model: nn.Module,
     targets: Mapping[str, QuantSpec],
@@ -36,7 +59,8 @@ def prepare_(
 ) -> None:
     """Replace linear layers by `QuantLinear` in state fake; parameters stay the same objects.
 
-    All layers are quantised before the first is replaced, so an error leaves the model as it was.
+    A layer that the model has under several names is replaced under all of them by one. All
+    layers are quantised before the first is replaced, so an error leaves the model as it was.
 
     Args:
         model: changed in place.
@@ -54,14 +78,16 @@ def prepare_(
         >>> [type(m).__name__ for m in model]
         ['QuantLinear', 'ReLU', 'Linear']
     """
+    places = _places(model, targets)
     new = {
         name: QuantLinear.from_linear(
-            _linear(model, name), spec, act_bits=act_bits, quantizer=quantizer, name=name
+            _linear(model, name), targets[name], act_bits=act_bits, quantizer=quantizer, name=name
         )
-        for name, spec in targets.items()
+        for name in places
     }
     for name, module in new.items():
-        model.set_submodule(name, module)
+        for place in places[name]:
+            model.set_submodule(place, module)
 
 
 def convert_(
@@ -73,7 +99,9 @@ def convert_(
 ) -> None:
     """Replace linear layers by `PackedLinear`, one at a time, so that float weights can be freed.
 
-    A `QuantLinear` with grids is packed on those grids, another layer on those of its spec.
+    A `QuantLinear` with grids is packed on those grids, another layer on those of its spec. A layer
+    that the model has under several names, and layers that share their parameters and have the same
+    spec, become one packed layer.
 
     Args:
         model: changed in place.
@@ -92,9 +120,8 @@ def convert_(
         >>> [name for name, _ in iter_packed(model)]
         ['0']
     """
-    for name in targets:
-        _linear(model, name)
-    for name in progress(targets) if progress else targets:
+    places = _places(model, targets)
+    for name in progress(places) if progress else places:
         linear, spec = _linear(model, name), targets[name]
         if isinstance(linear, QuantLinear) and linear.weight_quantizer is not None:
             grids = linear.qparams()
@@ -103,7 +130,8 @@ def convert_(
             )
         else:
             new = PackedLinear.from_linear(linear, spec, act_bits=act_bits, name=name)
-        model.set_submodule(name, new)
+        for place in places[name]:
+            model.set_submodule(place, new)
 
 
 def iter_packed(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:

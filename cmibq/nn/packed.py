@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.nn.mixin import State
-from cmibq.nn.tiled import TiledCodes, Views
-from cmibq.ops.codes import codes, codes_token, decode
+from cmibq.nn.tiled import TiledCodes, Views, encode
+from cmibq.ops.codes import codes_token, decode
 from cmibq.ops.library import direct
-from cmibq.ops.pack import pack, unpack
-from cmibq.ops.qgemm import qgemm, qgemm_s8
-from cmibq.ops.qlinear import ACTIVATIONS, Grid, finish, multiply, qlinear
+from cmibq.ops.pack import unpack
+from cmibq.ops.qgemm import by_width, qgemm, qgemm_s8
+from cmibq.ops.qlinear import ACTIVATIONS, finish, multiply, qlinear
+from cmibq.ops.tiles import Tiling
 from cmibq.quant.functional import quantize_weight
 from cmibq.quant.spec import PerChannel, PerGroup, QParams, QuantSpec
+from cmibq.strips import Bits, describe, packed_bytes
 
 __all__ = ["PackedLinear"]
 
@@ -35,7 +37,8 @@ class PackedLinear(TiledCodes):
     Args:
         in_features: inputs K.
         out_features: outputs N.
-        bits: width of a code, 2..8.
+        bits: width of a code, 2..8. Mixed bits: one width for every 16 successive outputs, that is
+            ``ceil(N / 16)`` of them (the last may serve fewer outputs); equal widths are one width.
         group_size: inputs that share a grid, a divisor of K and a multiple of 8, or K itself (also
             as 0 or -1).
         symmetric: every zero point is ``2**(bits - 1)`` and none is stored.
@@ -44,16 +47,19 @@ class PackedLinear(TiledCodes):
         bias: whether there is a bias.
 
     Attributes:
-        qweight: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them.
+        bits: an int, or a tuple of widths where they differ.
+        qweight: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them. With mixed
+            bits uint8 [bytes]: such rows one after the other.
         scales: float16 [N, K / group_size].
         zeros: uint8 [N, ceil(K / group_size * bits / 8)], packed likewise; None if symmetric.
+        strip_bits: uint8 [ceil(N / 16)], the widths, with mixed bits; else None.
         bias: float32 [N] or None.
 
     These buffers are the whole state dict; casts such as ``model.half()`` leave them as they are. A
     new layer has scales of 0, which the forward pass refuses, until a state dict is loaded.
 
     Raises:
-        ConfigError: bits, act_bits or group_size out of range.
+        ConfigError: bits, act_bits or group_size out of range, another number of widths.
 
     Example:
         >>> from cmibq.quant import PerGroup, QuantSpec
@@ -61,6 +67,9 @@ class PackedLinear(TiledCodes):
         >>> packed = PackedLinear.from_linear(linear, QuantSpec(4, PerGroup(32)))
         >>> packed(torch.zeros(2, 3, 64)).shape, packed.bits_per_weight()
         (torch.Size([2, 3, 16]), 4.625)
+        >>> linear = nn.Linear(64, 40)
+        >>> PackedLinear.from_linear(linear, QuantSpec((2, 4, 8), PerGroup(32)))
+        PackedLinear(64, 40, bits=2|4|8, group_size=32, symmetric=False, act_bits=16, bias=True)
     """
 
     STATES = (State.PACKED,)
@@ -74,7 +83,7 @@ class PackedLinear(TiledCodes):
         in_features: int,
         out_features: int,
         *,
-        bits: int,
+        bits: Bits,
         group_size: int,
         symmetric: bool,
         act_bits: int = 16,
@@ -83,20 +92,24 @@ class PackedLinear(TiledCodes):
         super().__init__()
         self.state = State.PACKED
         group_size = group_size if group_size > 0 else in_features
-        _check(in_features, bits, group_size, symmetric, act_bits)
+        _check(in_features, group_size, act_bits)
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
-        self.act_bits = act_bits
         groups = in_features // group_size
-        self._grid = Grid(out_features, in_features, groups, bits, not symmetric)
+        self._tiling = Tiling.of(out_features, in_features, groups, bits, not symmetric)
+        self.bits, self.group_size, self.symmetric = self._tiling.widths, group_size, symmetric
+        self.act_bits, strips = act_bits, self._tiling.strip_bits
 
         def codes_of(cols: int) -> Tensor:
-            return torch.zeros(out_features, (cols * bits + 7) // 8, dtype=torch.uint8)
+            size = packed_bytes(self.bits, out_features, cols)
+            flat = torch.zeros(size, dtype=torch.uint8)
+            row = (cols * self._tiling.bits + 7) // 8
+            return flat if strips is not None else flat.view(out_features, row)
 
         self.register_buffer("tiles", None, persistent=False)
         self.register_buffer("qweight", codes_of(in_features))
         self.register_buffer("scales", torch.zeros(out_features, groups, dtype=torch.float16))
         self.register_buffer("zeros", None if symmetric else codes_of(groups))
+        self.register_buffer("strip_bits", None if strips is None else torch.tensor(strips))
         self.register_buffer(
             "bias", torch.zeros(out_features, dtype=torch.float32) if bias else None
         )
@@ -114,7 +127,8 @@ class PackedLinear(TiledCodes):
             name: name of the layer, for messages.
 
         Raises:
-            ModelError: NaN or infinite weights, a group size that does not divide; names the layer.
+            ModelError: NaN or infinite weights, a group size that does not divide, another number
+                of widths than strips of 16 outputs; names the layer.
             ConfigError: the spec is nothing a packed layer can hold.
         """
         name = name or "weight"
@@ -142,7 +156,7 @@ class PackedLinear(TiledCodes):
         Raises:
             ModelError: scales that are no float16 numbers, or groups that cannot be packed.
         """
-        (outs, cols), bits = linear.weight.shape, spec.bits
+        outs, cols = linear.weight.shape
         m = spec.granularity.to_matrix(linear.weight.detach()).to(torch.float32)
         scales = q.scale.to(torch.float16)
         grouped = isinstance(spec.granularity, PerGroup) or spec.granularity == PerChannel(0)
@@ -155,7 +169,7 @@ class PackedLinear(TiledCodes):
             new = cls(
                 cols,
                 outs,
-                bits=bits,
+                bits=spec.bits,
                 group_size=m.shape[1],
                 symmetric=spec.symmetric,
                 act_bits=act_bits,
@@ -163,10 +177,7 @@ class PackedLinear(TiledCodes):
             )
         except ConfigError as error:
             raise ModelError(f"{name}: {error}") from error
-        new.qweight = pack(codes(m, q.scale, q.zero_point, bits=bits).view(outs, cols), bits=bits)
-        new.scales = scales.view(outs, -1)
-        if not spec.symmetric:
-            new.zeros = pack(q.zero_point.view(outs, -1), bits=bits)
+        new.qweight, new.scales, new.zeros = encode(m, q, new._tiling)
         if linear.bias is not None:
             new.bias = linear.bias.detach().to(torch.float32, copy=True)
         return new.train(linear.training)
@@ -200,14 +211,14 @@ class PackedLinear(TiledCodes):
             if not direct(self.qweight):  # another device, or traced before the first pass
                 return self._from_canonical(x, activation, up, residual)
             tiles = self.repack_()
-        views = self._views
-        if views is None or not views.of(tiles, self._buffers["bias"]):
-            views = self._views = Views.make(tiles, self._buffers["bias"])
         fits = x.shape[-1:] == (self.in_features,) and activation in ACTIVATIONS
         if fits and direct(x, tiles):
-            grid, act = self._grid, ACTIVATIONS.index(activation)
-            return multiply(x, *views.arrays, up, residual, grid, self.act_bits, act)
-        act_bits, args = self.act_bits, (x, tiles, self._grid, self.bias)
+            views = self._views
+            if views is None or not views.of(tiles, self._buffers["bias"]):
+                views = self._views = Views.make(tiles, self._buffers["bias"])
+            tiling, act = self._tiling, ACTIVATIONS.index(activation)
+            return multiply(x, *views.arrays, up, residual, tiling, self.act_bits, act)
+        act_bits, args = self.act_bits, (x, tiles, self._tiling, self.bias)
         return qlinear(*args, act_bits=act_bits, activation=activation, up=up, residual=residual)
 
     def _from_canonical(
@@ -226,22 +237,27 @@ class PackedLinear(TiledCodes):
 
     def dequantize(self) -> Tensor:
         """Return the weight as float32 [N, K]: a new tensor, for inspection and tests."""
-        packed, scales, zeros = self._canonical().values()
+        (packed, scales, zeros), cols = self._canonical().values(), self.in_features
         assert packed is not None
         assert scales is not None
-        groups = scales.shape[1]
-        level = unpack(packed, bits=self.bits, cols=self.in_features)
-        zero = torch.full_like(scales, 1 << (self.bits - 1), dtype=torch.uint8)
-        if zeros is not None:
-            zero = unpack(zeros, bits=self.bits, cols=groups)
-        m = level.view(self.out_features * groups, -1)
-        return decode(m, scales.to(torch.float32).flatten(), zero.flatten()).view_as(level)
+        parts = []
+        for part, s, z, _, bits in by_width(packed, scales, zeros, None, self.bits, cols):
+            level = unpack(part, bits=bits, cols=cols)
+            zero = torch.full_like(s, 1 << (bits - 1), dtype=torch.uint8)
+            if z is not None:
+                zero = unpack(z, bits=bits, cols=s.shape[1])
+            m = level.view(zero.numel(), -1)
+            parts.append(decode(m, s.to(torch.float32).flatten(), zero.flatten()).view_as(level))
+        return torch.cat(parts)
 
     def nbytes(self) -> int:
         """Return the bytes of the layer in a file, which is about what it takes in memory."""
-        grid, zeros = self._grid, 0 if self.symmetric else (self._grid.groups * self.bits + 7) // 8
-        row = (grid.cols * self.bits + 7) // 8 + 2 * grid.groups + zeros
-        return grid.outs * (row + (0 if self.bias is None else 4))
+        outs, cols, groups, *_, strips = self._tiling
+        size = packed_bytes(self.bits, outs, cols) + 2 * groups * outs
+        size += 0 if self.symmetric else packed_bytes(self.bits, outs, groups)
+        return (
+            size + (0 if strips is None else len(strips)) + (0 if self.bias is None else 4 * outs)
+        )
 
     def bits_per_weight(self) -> float:
         """Return the bits per weight, scales and zero points included, the bias not."""
@@ -251,15 +267,13 @@ class PackedLinear(TiledCodes):
     def extra_repr(self) -> str:
         """Return what ``repr`` shows."""
         return (
-            f"{self.in_features}, {self.out_features}, bits={self.bits}, "
+            f"{self.in_features}, {self.out_features}, bits={describe(self.bits)}, "
             f"group_size={self.group_size}, symmetric={self.symmetric}, "
             f"act_bits={self.act_bits}, bias={self.bias is not None}"
         )
 
 
-def _check(cols: int, bits: int, group_size: int, symmetric: bool, act_bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ConfigError(f"bits is {bits}; packed layers take 2..8")
+def _check(cols: int, group_size: int, act_bits: int) -> None:
     if act_bits not in (8, 16):
         raise ConfigError(f"act_bits is {act_bits}; packed layers take 8 or 16 (float)")
     if cols % group_size or (group_size != cols and group_size % 8):

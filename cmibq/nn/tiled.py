@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from cmibq.nn.mixin import QuantModule
+from cmibq.ops.codes import codes
 from cmibq.ops.library import view
-from cmibq.ops.qlinear import Grid, repack, unrepack
+from cmibq.ops.pack import pack
+from cmibq.ops.tiles import Tiling, repack, unrepack
+from cmibq.quant.spec import QParams
+from cmibq.strips import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +23,32 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TiledCodes", "Views"]
+__all__ = ["TiledCodes", "Views", "encode"]
 
 _CANONICAL = ("qweight", "scales", "zeros")
 _repacking = threading.Lock()
+
+
+def encode(m: Tensor, q: QParams, tiling: Tiling) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the canonical form of a weight: codes, scales and zero points.
+
+    Args:
+        m: float32 [N * G, K / G], the matrix of the weight.
+        q: its grids, one per row.
+        tiling: sizes and widths.
+    """
+    outs, cols, groups, _, asymmetric, mixed = tiling
+    level, zero, parts = [], [], q.zero_point.view(outs, groups)
+    for start, stop, bits in runs(tiling.widths, outs):
+        rows = slice(start * groups, stop * groups)
+        part = codes(m[rows], q.scale[rows], q.zero_point[rows], bits=bits)
+        level.append(pack(part.view(stop - start, cols), bits=bits))
+        zero.append(pack(parts[start:stop], bits=bits))
+    if mixed is not None:  # rows of several lengths
+        level, zero = ([t.flatten() for t in some] for some in (level, zero))
+    scales = q.scale.to(torch.float16).view(outs, groups)
+    join: Callable[[list[Tensor]], Tensor] = torch.cat if len(level) > 1 else operator.itemgetter(0)
+    return join(level), scales, join(zero) if asymmetric else None
 
 
 class Views(NamedTuple):
@@ -59,7 +86,8 @@ class TiledCodes(QuantModule):
     scales: Tensor
     zeros: Tensor | None
     bias: Tensor | None
-    _grid: Grid
+    strip_bits: Tensor | None
+    _tiling: Tiling
     _views: Views | None = None
 
     def repack_(self) -> Tensor:
@@ -73,7 +101,7 @@ class TiledCodes(QuantModule):
             if tiles is None:
                 packed, scales, zeros = self.qweight, self.scales, self.zeros
                 zeros = zeros if zeros is None else zeros.contiguous()
-                tiles = repack(packed.contiguous(), scales.contiguous(), zeros, self._grid)
+                tiles = repack(packed.contiguous(), scales.contiguous(), zeros, self._tiling)
                 self._buffers["tiles"] = tiles
                 for name in _CANONICAL:
                     del self._buffers[name]
@@ -84,7 +112,7 @@ class TiledCodes(QuantModule):
         tiles = self._buffers["tiles"]
         if tiles is None:
             return {name: self._buffers[name] for name in _CANONICAL}
-        return dict(zip(_CANONICAL, unrepack(tiles, self._grid), strict=True))
+        return dict(zip(_CANONICAL, unrepack(tiles, self._tiling), strict=True))
 
     def _restore(self) -> None:
         """Change back to the canonical form."""
@@ -112,9 +140,18 @@ class TiledCodes(QuantModule):
             destination |= {prefix + name: t for name, t in parts if t is not None}
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: Any, *lists: Any
+    ) -> None:
+        given, own = state_dict.get(f"{prefix}strip_bits"), self._tiling.strip_bits
+        if given is not None and own is not None and given.tolist() != own.tolist():
+            lists[-1].append(  # as many bytes can hold other widths, which would be garbage
+                f"{prefix}strip_bits: the state dict has other widths than the layer; make the "
+                "layer with the bits that were saved"
+            )
+            return
         self._restore()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the buffers as asked but keep their dtypes: a cast would change the weight."""

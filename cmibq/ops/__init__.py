@@ -11,11 +11,14 @@ from cmibq.ops.gemm_s8 import gemm_s8
 from cmibq.ops.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
+from cmibq.ops.qlinear import qlinear
 from cmibq.ops.qparams import qparams, qparams_mse
 from cmibq.ops.reduce import absmax, abssum, minmax
 from cmibq.ops.scaleloss import scaleloss
+from cmibq.ops.tiles import Tiling, repack, unrepack
 
 __all__ = [
+    "Tiling",
     "absmax",
     "abssum",
     "attention",
@@ -34,9 +37,12 @@ __all__ = [
     "project_bits",
     "qgemm",
     "qgemm_s8",
+    "qlinear",
     "qparams",
     "qparams_mse",
+    "repack",
     "round_bits",
     "scaleloss",
     "unpack",
+    "unrepack",
 ]

@@ -194,6 +194,17 @@ def _planes(precision: str | None, dtype: torch.dtype) -> int:
     return PRECISIONS[precision]
 
 
+def _call(args: tuple[Any, ...], dtype: torch.dtype, out: Tensor | None) -> tuple[Any, ...]:
+    """Call the op; its first result in `dtype`, in `out` if there is one."""
+    if out is not None and args[17]:
+        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
+    present = [t for t in args[:12] if t is not None]
+    if out is not None and dtype == torch.float32 and direct(*present):
+        return _forward_cpu(*args, to=out)
+    made, *rest = torch.ops.cmibq.attention(*args)
+    return (put(made.to(dtype), out), *rest)
+
+
 def attention(
     xq: Tensor,
     xk: Tensor,
@@ -274,14 +285,7 @@ def attention(
         tensors = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
     mask = None if key_mask is None else key_mask.to(torch.uint8)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if save and out is not None:
-        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
     args = (*tensors, mask, heads, residual, eps, planes, save, need_entropy, need_weights)
-    present = [t for t in tensors if t is not None]
-    if out is not None and dtype == torch.float32 and direct(*present):
-        made = _forward_cpu(*args, to=out)
-    else:
-        made = torch.ops.cmibq.attention(*args)
-        made = (put(made[0].to(dtype), out), *made[1:])
-    entropy = made[8].detach() if need_entropy else None
-    return Attended(made[0], entropy, made[9].detach() if need_weights else None)
+    made, *_, entropy, weights = _call(args, dtype, out)
+    entropy = entropy.detach() if need_entropy else None
+    return Attended(made, entropy, weights.detach() if need_weights else None)

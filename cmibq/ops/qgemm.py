@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch import Tensor
 from cmibq.ops.library import LIBRARY, kernel_ready, view
 from cmibq.ops.pack import reference_unpack
 from cmibq.runtime import kernels
+from cmibq.strips import Bits, check_bits, packed_bytes, runs, single
 
-__all__ = ["qgemm", "qgemm_s8", "reference", "reference_s8"]
+__all__ = ["by_width", "qgemm", "qgemm_s8", "reference", "reference_s8"]
 
 _WEIGHT = "Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, int bits) -> Tensor"
 LIBRARY.define(f"qgemm(Tensor x, {_WEIGHT}")
@@ -33,6 +36,47 @@ def reference(
     levels = _levels(packed, scale.shape[1], zero, bits, x.shape[1])
     w = (levels.to(x.dtype) * scale.to(x.dtype)[:, :, None]).flatten(1)
     return torch.nn.functional.linear(x, w, bias)
+
+
+def by_width(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: Bits,
+    cols: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]]:
+    """Yield the parts of a weight whose codes have one width, as `reference` takes them.
+
+    Args:
+        packed: uint8 [N, bytes of a row]; with mixed bits [bytes], the rows one after the other.
+        scale: [N, G].
+        zero: packed likewise, or None.
+        bias: [N] or None.
+        bits: a width, or one for every 16 outputs.
+        cols: inputs K.
+
+    Raises:
+        ValueError: bytes of another number.
+    """
+    outs, groups = scale.shape
+    if not isinstance(bits, int):
+        check_bits(bits, outs)
+    one = single(bits)
+    if one is not None:
+        yield packed, scale, zero, bias, one
+        return
+    for name, t, count in (("packed", packed, cols), ("zero", zero, groups)):
+        want = packed_bytes(bits, outs, count)
+        if t is not None and t.shape != (want,):
+            raise ValueError(f"qgemm: {name} is {list(t.shape)}, expected [{want}] for mixed bits")
+    codes = zeros = 0
+    for start, stop, width in runs(bits, outs):
+        rows, row, zrow = stop - start, (cols * width + 7) // 8, (groups * width + 7) // 8
+        part = packed.narrow(0, codes, rows * row).view(rows, row)
+        z = None if zero is None else zero.narrow(0, zeros, rows * zrow).view(rows, zrow)
+        codes, zeros = codes + rows * row, zeros + rows * zrow
+        yield part, scale[start:stop], z, None if bias is None else bias[start:stop], width
 
 
 def _add_once(p: Tensor, c: Tensor) -> Tensor:
@@ -133,7 +177,7 @@ def qgemm(
     zero: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    bits: int,
+    bits: Bits,
 ) -> Tensor:
     """Multiply float activations by a packed weight: ``x @ w.T + bias``.
 
@@ -143,13 +187,14 @@ def qgemm(
     Args:
         x: [M, K], contiguous. float32 on the CPU runs in C, where no float copy of the weight is
             made; other dtypes and devices use `reference`, which makes one.
-        packed: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them.
+        packed: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them; with mixed
+            bits [bytes], the rows one after the other (`zero` likewise).
         scale: float16 [N, G], > 0; G equal groups of successive inputs, multiples of 8
             or one.
         zero: uint8 [N, ceil(G * bits / 8)], zero points packed like the codes; None means
             ``2**(bits - 1)`` everywhere (symmetric).
         bias: [N], dtype of `x`, added last.
-        bits: 2..8.
+        bits: 2..8, or one width for every 16 outputs (mixed bits).
 
     Returns:
         [M, N] in the dtype of `x`. In C a row does not depend on the other rows, on the thread
@@ -165,8 +210,9 @@ def qgemm(
         >>> qgemm(torch.ones(1, 4), packed, torch.tensor([[0.5]], dtype=torch.float16), bits=2)
         tensor([[-1.]])
     """
-    out: Tensor = torch.ops.cmibq.qgemm(x, packed, scale, zero, bias, bits)
-    return out
+    parts = by_width(packed, scale, zero, bias, bits, x.shape[-1])
+    made = [torch.ops.cmibq.qgemm(x, *part) for part in parts]
+    return made[0] if len(made) == 1 else torch.cat(made, 1)
 
 
 def qgemm_s8(
@@ -177,7 +223,7 @@ def qgemm_s8(
     zero: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    bits: int,
+    bits: Bits,
 ) -> Tensor:
     """Multiply 8-bit activations with one scale per row by a packed weight.
 
@@ -192,7 +238,7 @@ def qgemm_s8(
         scale: as in `qgemm`; groups of at most 65793 inputs.
         zero: as in `qgemm`.
         bias: float32 [N], added last.
-        bits: 2..8.
+        bits: as in `qgemm`.
 
     Returns:
         float32 [M, N].
@@ -208,5 +254,6 @@ def qgemm_s8(
         >>> qgemm_s8(*x, packed, torch.tensor([[1.0]], dtype=torch.float16), bits=2)
         tensor([[-2.0400]])
     """
-    out: Tensor = torch.ops.cmibq.qgemm_s8(x, xscale, packed, scale, zero, bias, bits)
-    return out
+    parts = by_width(packed, scale, zero, bias, bits, x.shape[-1])
+    made = [torch.ops.cmibq.qgemm_s8(x, xscale, *part) for part in parts]
+    return made[0] if len(made) == 1 else torch.cat(made, 1)

@@ -7,102 +7,35 @@ only: no gradient.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, direct, empty, view
+from cmibq.ops.library import LIBRARY, call, empty, view
+from cmibq.ops.qgemm import by_width
 from cmibq.ops.qgemm import reference as canonical_reference
+from cmibq.ops.tiles import Tiling, unrepack
 from cmibq.products import ACTIVATIONS
 from cmibq.runtime import kernels
 
 __all__ = [
     "ACTIVATIONS",
-    "Grid",
     "finish",
     "multiply",
     "qlinear",
     "reference",
-    "repack",
-    "unrepack",
 ]
 
 _scratch = threading.local()
 
 LIBRARY.define(
-    "qlinear(Tensor x, Tensor tiles, Tensor? bias, Tensor? up, Tensor? residual, int outs, "
-    "int groups, int bits, bool asymmetric, int act_bits, int activation) -> Tensor"
+    "qlinear(Tensor x, Tensor tiles, Tensor? bias, Tensor? up, Tensor? residual, "
+    "Tensor? strip_bits, int outs, int groups, int bits, bool asymmetric, int act_bits, "
+    "int activation) -> Tensor"
 )
-
-
-class Grid(NamedTuple):
-    """What the tiles of a weight [outs, cols] hold."""
-
-    outs: int
-    cols: int
-    groups: int
-    bits: int
-    asymmetric: bool
-
-    def nbytes(self) -> int:
-        """Return the bytes of the tiles."""
-        size: int = kernels().qgemm_tiles_bytes(*self, None)
-        return size
-
-
-def repack(packed: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
-    """Return the tiles of a weight in its canonical form.
-
-    Args:
-        packed: uint8 [N, ceil(K * bits / 8)], codes as `cmibq.ops.pack` packs them.
-        scale: float16 [N, G], finite and > 0.
-        zero: uint8 [N, ceil(G * bits / 8)], packed likewise; None if symmetric.
-        grid: sizes and width.
-
-    Returns:
-        uint8 [bytes]. About as many as in the canonical form.
-
-    Raises:
-        ValueError: a scale is not finite and > 0, a size does not fit.
-
-    Example:
-        >>> from cmibq.ops import pack
-        >>> packed = pack(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), bits=2)
-        >>> repack(packed, torch.ones(1, 1).half(), None, Grid(1, 4, 1, 2, False)).shape
-        torch.Size([320])
-    """
-    tiles = empty((grid.nbytes(),), torch.uint8)
-    zeros = None if zero is None else view(zero).ravel()
-    halves = view(scale).view(np.uint16)
-    core = kernels()
-    core.qgemm_repack(view(packed).ravel(), halves, zeros, grid.cols, grid.bits, None, view(tiles))
-    return tiles
-
-
-def unrepack(tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the canonical form of a weight from its tiles: the inverse of `repack`, exactly.
-
-    Args:
-        tiles: uint8 [bytes] of `repack`.
-        grid: sizes and width.
-
-    Returns:
-        (packed, scale, zero) as `repack` takes them.
-    """
-
-    def codes(cols: int) -> Tensor:
-        return torch.empty(grid.outs, (cols * grid.bits + 7) // 8, dtype=torch.uint8)
-
-    packed, scale = codes(grid.cols), torch.empty(grid.outs, grid.groups, dtype=torch.float16)
-    zero = codes(grid.groups) if grid.asymmetric else None
-    zeros = None if zero is None else view(zero).ravel()
-    halves = view(scale).view(np.uint16)
-    core, flat = kernels(), view(packed).ravel()
-    core.qgemm_unrepack(view(tiles), grid.cols, grid.bits, None, flat, halves, zeros)
-    return packed, scale, zero
 
 
 def reference(
@@ -111,21 +44,23 @@ def reference(
     bias: Tensor | None,
     up: Tensor | None,
     residual: Tensor | None,
-    grid: Grid,
+    tiling: Tiling,
     act_bits: int,
     activation: str,
 ) -> Tensor:
     """Return what `qlinear` does, from the canonical form and in float64 until the end."""
-    packed, scale, zero = unrepack(tiles, grid)
-    rows = x.reshape(-1, grid.cols).to(torch.float64)
+    packed, scale, zero = unrepack(tiles, tiling)
+    rows = x.reshape(-1, tiling.cols).to(torch.float64)
     if act_bits == 8:
         from cmibq.ops.codes import codes_token
 
-        codes, xscale = codes_token(x.reshape(-1, grid.cols).to(torch.float32).contiguous())
+        codes, xscale = codes_token(x.reshape(-1, tiling.cols).to(torch.float32).contiguous())
         rows = codes.to(torch.float64) * xscale[:, None].to(torch.float64)
     exact = None if bias is None else bias.to(torch.float64)
-    y = canonical_reference(rows, packed, scale.to(torch.float64), zero, exact, grid.bits)
-    y = y.view(*x.shape[:-1], grid.outs)
+    weight = (packed, scale.to(torch.float64), zero, exact)
+    parts = by_width(*weight, tiling.widths, tiling.cols)
+    y = torch.cat([canonical_reference(rows, *part) for part in parts], 1)
+    y = y.view(*x.shape[:-1], tiling.outs)
     return finish(y, activation, up, residual).to(x.dtype)
 
 
@@ -158,25 +93,32 @@ def multiply(
     bias: NDArray[Any] | None,
     up: Tensor | None,
     residual: Tensor | None,
-    grid: Grid,
+    tiling: Tiling,
     act_bits: int,
     activation: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Call the kernel; the layer keeps the views of its buffers, for a view costs 0.7 us."""
-    outs, cols, groups, bits, asymmetric = grid
+    outs, cols, groups, bits, asymmetric, strips = tiling
     core, half = kernels(), x.dtype is torch.bfloat16
-    out = empty((*x.shape[:-1], outs), x.dtype)
+    if out is None:
+        out = empty((*x.shape[:-1], outs), x.dtype)
+    elif out.shape[:-1] != x.shape[:-1] or out.dtype != x.dtype:
+        raise ValueError(
+            f"qlinear: out is {out.dtype} {list(out.shape)}, expected {x.dtype} "
+            f"{[*x.shape[:-1], outs]}"
+        )
     rows, results = view(x if x.is_contiguous() else x.contiguous()), view(out)
     if rows.ndim != 2:
         rows, results = rows.reshape(-1, cols), results.reshape(-1, outs)
-    size = core.qlinear_workspace(len(rows), outs, cols, groups, bits, None, act_bits, half, 0)
+    size = core.qlinear_workspace(len(rows), outs, cols, groups, bits, strips, act_bits, half, 0)
     (core.qlinear_bf16 if half else core.qlinear_f32)(
         rows,
         act_bits,
         tiles,
         groups,
         bits,
-        None,
+        strips,
         asymmetric,
         bias,
         _flat(up, outs),
@@ -194,16 +136,19 @@ def _cpu(
     bias: Tensor | None,
     up: Tensor | None,
     residual: Tensor | None,
+    strip_bits: Tensor | None,
     outs: int,
     groups: int,
     bits: int,
     asymmetric: bool,
     act_bits: int,
     activation: int,
+    out: Tensor | None = None,
 ) -> Tensor:
-    grid = Grid(outs, x.shape[-1], groups, bits, asymmetric)
+    strips = None if strip_bits is None else view(strip_bits)
+    tiling = Tiling(outs, x.shape[-1], groups, bits, asymmetric, strips)
     offset = None if bias is None else view(bias)
-    return multiply(x, view(tiles), offset, up, residual, grid, act_bits, activation)
+    return multiply(x, view(tiles), offset, up, residual, tiling, act_bits, activation, out)
 
 
 def _fake(
@@ -212,6 +157,7 @@ def _fake(
     bias: Tensor | None,
     up: Tensor | None,
     residual: Tensor | None,
+    strip_bits: Tensor | None,
     outs: int,
     *rest: object,
 ) -> Tensor:
@@ -225,40 +171,42 @@ torch.library.register_fake("cmibq::qlinear", _fake, lib=LIBRARY)
 def qlinear(
     x: Tensor,
     tiles: Tensor,
-    grid: Grid,
+    tiling: Tiling,
     bias: Tensor | None = None,
     *,
     act_bits: int = 16,
     activation: str = "none",
     up: Tensor | None = None,
     residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply a packed linear layer: ``act(x @ w.T + bias) * up + residual``, in one pass.
 
     Args:
         x: [..., K], float32 or bfloat16, on the CPU.
         tiles: uint8 of `repack`.
-        grid: sizes and width of the weight [N, K].
+        tiling: sizes and widths of the weight [N, K].
         bias: float32 [N].
         act_bits: 16 takes `x` as it is, 8 rounds each row to signed 8-bit codes first.
         activation: one of `ACTIVATIONS`.
         up: [..., N], dtype of `x`: a factor (``silu(gate) * up``).
         residual: [..., N], dtype of `x`: added last.
+        out: [..., N] to write to, contiguous, dtype of `x`; must not overlap an input.
 
     Returns:
-        [..., N] in the dtype of `x`. The same bits on every ISA and thread count, and for a row
-        whatever the other rows are.
+        [..., N] in the dtype of `x`: `out` or a new tensor. The same bits on every ISA and thread
+        count, and for a row whatever the other rows are.
 
     Raises:
         ValueError: a shape does not fit.
         TypeError: an array has another dtype.
 
     Example:
-        >>> from cmibq.ops import pack
+        >>> from cmibq.ops import Tiling, pack, repack
         >>> packed = pack(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), bits=2)
-        >>> grid = Grid(1, 4, 1, 2, False)
-        >>> tiles = repack(packed, torch.tensor([[0.5]]).half(), None, grid)
-        >>> qlinear(torch.ones(2, 4), tiles, grid, residual=torch.ones(2, 1))
+        >>> tiling = Tiling.of(1, 4, 1, 2, False)
+        >>> tiles = repack(packed, torch.tensor([[0.5]]).half(), None, tiling)
+        >>> qlinear(torch.ones(2, 4), tiles, tiling, residual=torch.ones(2, 1))
         tensor([[0.],
                 [0.]])
     """
@@ -266,9 +214,10 @@ def qlinear(
         raise ValueError(
             f"qlinear: activation is {activation!r}; allowed are {', '.join(ACTIVATIONS)}"
         )
-    if x.shape[-1:] != (grid.cols,):
-        raise ValueError(f"qlinear: x is {list(x.shape)}, expected [..., {grid.cols}]")
-    rest = (grid.outs, grid.groups, grid.bits, grid.asymmetric)
-    run = _cpu if direct(x, tiles) else torch.ops.cmibq.qlinear
-    out: Tensor = run(x, tiles, bias, up, residual, *rest, act_bits, ACTIVATIONS.index(activation))
-    return out
+    if x.shape[-1:] != (tiling.cols,):
+        raise ValueError(f"qlinear: x is {list(x.shape)}, expected [..., {tiling.cols}]")
+    strips = None if tiling.strip_bits is None else torch.from_numpy(tiling.strip_bits)
+    sizes = (tiling.outs, tiling.groups, tiling.bits, tiling.asymmetric)
+    rest = (bias, up, residual, strips, *sizes, act_bits, ACTIVATIONS.index(activation))
+    made: Tensor = call(_cpu, torch.ops.cmibq.qlinear, (x, tiles), *rest, out=out)
+    return made

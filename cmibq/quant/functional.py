@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,29 @@ from cmibq.quant.spec import QParams, QuantSpec
 __all__ = ["fake_quantize_tokens", "fake_quantize_weight", "quantize_weight"]
 
 
-def _matrix(w: Tensor, spec: QuantSpec, name: str) -> Tensor:
+def _matrix(w: Tensor, spec: QuantSpec, name: str) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix of a weight, and the width of each row where they differ."""
     try:
         m = spec.granularity.to_matrix(w)
+        bits = None if isinstance(spec.bits, int) else spec.row_bits(w.shape)
     except ConfigError as error:
         raise ModelError(f"{name}: {error}") from error
-    return m.to(torch.float32)
+    return m.to(torch.float32), bits
 
 
-def _observe(m: Tensor, spec: QuantSpec, name: str) -> QParams:
+def _observe_mixed(m: Tensor, spec: QuantSpec, bits: Tensor) -> QParams:
+    """Observe the rows of each width together."""
+    scale, zero = m.new_empty(len(m)), torch.empty(len(m), dtype=torch.uint8, device=m.device)
+    bits = bits.to(m.device)
+    for width in bits.unique().tolist():
+        at = (bits == width).nonzero().flatten()
+        one = dataclasses.replace(spec, bits=width)
+        found = OBSERVERS[spec.observer](one).observe(m[at])
+        scale[at], zero[at] = found.scale, found.zero_point
+    return QParams(scale, zero, bits)
+
+
+def _observe(m: Tensor, spec: QuantSpec, bits: Tensor | None, name: str) -> QParams:
     if m.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(m)):
         bad = int((~torch.isfinite(m)).sum())
         raise ModelError(
@@ -30,7 +46,9 @@ def _observe(m: Tensor, spec: QuantSpec, name: str) -> QParams:
             "finite weights, so check the checkpoint"
         )
     try:
-        return OBSERVERS[spec.observer](spec).observe(m)
+        if bits is None:
+            return OBSERVERS[spec.observer](spec).observe(m)
+        return _observe_mixed(m, spec, bits)
     except ConfigError:
         raise
     except ValueError as error:  # a scale too large for float16
@@ -50,8 +68,9 @@ def quantize_weight(w: Tensor, spec: QuantSpec, *, name: str = "weight") -> QPar
         `QParams` with float32 scales; the rows are those of ``spec.granularity.matrix(w.shape)``.
 
     Raises:
-        ModelError: NaN or infinite values, a group size that does not divide, a scale that
-            overflows float16; names the layer.
+        ModelError: NaN or infinite values, a group size that does not divide, another number of
+            widths than there are strips of 16 outputs, a scale that overflows float16; names the
+            layer.
 
     Example:
         >>> from cmibq.quant.spec import PerGroup, RangeMode
@@ -60,7 +79,8 @@ def quantize_weight(w: Tensor, spec: QuantSpec, *, name: str = "weight") -> QPar
         tensor([1., 4.])
     """
     with torch.no_grad():
-        return _observe(_matrix(w.detach(), spec, name), spec, name)
+        m, bits = _matrix(w.detach(), spec, name)
+        return _observe(m, spec, bits, name)
 
 
 def fake_quantize_weight(w: Tensor, spec: QuantSpec, *, name: str = "weight") -> Tensor:
@@ -84,8 +104,8 @@ def fake_quantize_weight(w: Tensor, spec: QuantSpec, *, name: str = "weight") ->
         >>> fake_quantize_weight(torch.tensor([[0.0, 1.2, 1.7, 3.0]]), QuantSpec(2, PerGroup(4)))
         tensor([[0., 1., 2., 3.]])
     """
-    m = _matrix(w, spec, name)
-    q = _observe(m.detach(), spec, name)
+    m, bits = _matrix(w, spec, name)
+    q = _observe(m.detach(), spec, bits, name)
     out = fakequant(m, q.scale, q.lo(), q.hi())
     return spec.granularity.from_matrix(out, w.shape).to(w.dtype)
 

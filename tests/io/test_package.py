@@ -273,8 +273,8 @@ def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) ->
 
 
 def test_newer_version(copied: Path) -> None:
-    sign(copied, lambda value: value.update(version=2))
-    with pytest.raises(PackageError, match=r"version 2 is newer than 1.*update"):
+    sign(copied, lambda value: value.update(version=3))
+    with pytest.raises(PackageError, match=r"version 3 is newer than 2.*update"):
         io.load(copied)
 
 

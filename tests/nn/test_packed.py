@@ -185,7 +185,7 @@ def test_a_layer_that_cannot_be_packed_is_named() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 1}, "bits is 1; packed layers take 2..8"),
+        ({"bits": 1}, "bits is 1; allowed are 2..8"),
         ({"bits": 9}, "bits is 9"),
         ({"act_bits": 4}, "act_bits is 4; packed layers take 8 or 16"),
         ({"group_size": 20}, "group_size is 20 for 48 inputs"),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cmibq.ops import codes_token, pack, qgemm, qgemm_s8
-from cmibq.ops.qlinear import ACTIVATIONS, Grid, qlinear, reference, repack, unrepack
+from cmibq.ops.qlinear import ACTIVATIONS, qlinear, reference
+from cmibq.ops.tiles import Tiling, repack, unrepack
 from cmibq.runtime import kernels, native
 
 Weight = tuple[Tensor, Tensor, Tensor | None]
@@ -14,7 +15,7 @@ SHAPES = [(40, 1024, 8), (33, 512, 1), (16, 768, 2), (17, 320, 10), (50, 72, 3)]
 """Outputs, inputs, groups: groups of whole tiles, of several blocks, of parts of tiles."""
 
 
-def weight(grid: Grid) -> Weight:
+def weight(grid: Tiling) -> Weight:
     g = torch.Generator().manual_seed(grid.bits + grid.cols)
 
     def codes(cols: int) -> Tensor:
@@ -29,8 +30,8 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def grids(bits: int) -> list[Grid]:
-    return [Grid(n, k, g, bits, bool((bits + g) % 2)) for n, k, g in SHAPES]
+def grids(bits: int) -> list[Tiling]:
+    return [Tiling(n, k, g, bits, bool((bits + g) % 2)) for n, k, g in SHAPES]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -46,7 +47,7 @@ def test_canonical_form_comes_back_exactly(bits: int) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_every_isa_and_number_of_rows_has_the_same_bits(bits: int, act_bits: int) -> None:
     for n, k, groups in SHAPES:
-        grid = Grid(n, k, groups, bits, bool(bits % 2))
+        grid = Tiling(n, k, groups, bits, bool(bits % 2))
         tiles, x = repack(*weight(grid), grid).numpy(), normal(35, k).numpy()
         want = run("scalar", 1, x[:9], tiles, grid, act_bits)
         for isa in native().ISAS[1:]:
@@ -59,7 +60,7 @@ def test_every_isa_and_number_of_rows_has_the_same_bits(bits: int, act_bits: int
 
 
 def run(
-    isa: str, threads: int, x: np.ndarray, tiles: np.ndarray, grid: Grid, act_bits: int
+    isa: str, threads: int, x: np.ndarray, tiles: np.ndarray, grid: Tiling, act_bits: int
 ) -> np.ndarray:
     core, out = native().Kernels(isa, threads), np.full((len(x), grid.outs), 7, np.float32)
     sizes = (len(x), grid.outs, grid.cols, grid.groups, grid.bits, None, act_bits, 0, 0)
@@ -83,7 +84,7 @@ def test_it_is_qgemm_on_the_canonical_form() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("act_bits", [8, 16])
 def test_epilogue_against_the_reference(act_bits: int, activation: str, dtype: torch.dtype) -> None:
-    grid = Grid(40, 256, 2, 4, True)
+    grid = Tiling(40, 256, 2, 4, True)
     tiles, x = repack(*weight(grid), grid), (normal(2, 3, 256) / 50).to(dtype)
     bias, up, rest = normal(40, seed=2), normal(2, 3, 40).to(dtype), normal(2, 3, 40).to(dtype)
     got = qlinear(
@@ -110,7 +111,7 @@ def test_bfloat16_rows_are_their_float32_values(groups: int) -> None:
 
 def test_small_inputs_beside_large_ones_are_not_lost() -> None:
     """An input 2**-20 of the largest keeps ten bits; its exact neighbour keeps all."""
-    grid = Grid(16, 64, 1, 8, False)
+    grid = Tiling(16, 64, 1, 8, False)
     packed = torch.full((16, 64), 129, dtype=torch.uint8)  # code - zero = 1
     packed[:, 0] = 128  # and 0 for the largest input
     tiles = repack(packed, torch.ones(16, 1).half(), None, grid)
@@ -120,14 +121,14 @@ def test_small_inputs_beside_large_ones_are_not_lost() -> None:
 
 
 def test_compiled_and_fake_agree_with_eager() -> None:
-    grid = Grid(8, 64, 2, 3, False)
+    grid = Tiling(8, 64, 2, 3, False)
     tiles, x = repack(*weight(grid), grid), normal(2, 64)
-    args = (x, tiles, None, None, None, 8, 2, 3, False, 16, 0)
+    args = (x, tiles, None, None, None, None, 8, 2, 3, False, 16, 0)
     torch.library.opcheck(torch.ops.cmibq.qlinear, args)
 
 
 def test_bad_arguments() -> None:
-    grid = Grid(8, 64, 2, 3, False)
+    grid = Tiling(8, 64, 2, 3, False)
     tiles = repack(*weight(grid), grid)
     with pytest.raises(ValueError, match=r"x is \[2, 63\], expected \[..., 64\]"):
         qlinear(normal(2, 63), tiles, grid)

@@ -42,7 +42,7 @@ class KlObserver(Observer):
 
     def observe(self, x: Tensor) -> QParams:
         """Return the grids of the rows of `x` [rows, cols]; ValueError on NaN and infinity."""
-        bits = max(self.spec.bits, 2)
+        bits = max(self.spec.one_width, 2)
         fair = min(2048, max(2 ** (bits + 1), x.shape[1] // 4))
         clip, _ = klclip(view(x.float().cpu()), bits, size=self.size or fair)
         edge = torch.from_numpy(clip).to(x.device)

@@ -25,5 +25,5 @@ class MinMaxObserver(Observer):
 
     def observe(self, x: Tensor) -> QParams:
         """Return the grids of the rows of `x` [rows, cols]; raises ValueError on NaN."""
-        scale, zero = qparams(x, self.spec.bits, int(self.spec.range_mode))
-        return QParams(scale, zero, self.spec.bits)
+        scale, zero = qparams(x, self.spec.one_width, int(self.spec.range_mode))
+        return QParams(scale, zero, self.spec.one_width)

@@ -38,9 +38,9 @@ class MseObserver(Observer):
         """Return the grids of the rows of `x` [rows, cols]; raises ValueError on NaN."""
         scale, zero, _ = qparams_mse(
             x,
-            self.spec.bits,
+            self.spec.one_width,
             int(self.spec.range_mode),
             n_grid=self.n_grid,
             max_shrink=self.max_shrink,
         )
-        return QParams(scale, zero, self.spec.bits)
+        return QParams(scale, zero, self.spec.one_width)

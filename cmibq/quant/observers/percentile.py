@@ -23,15 +23,15 @@ def grid(low: Tensor, high: Tensor, observer: Observer) -> QParams:
     Raises:
         ValueError: a range is so wide that its scale is infinite.
     """
-    spec = observer.spec
-    scale, zero = grid_of_range(low, high, spec.bits, int(spec.range_mode))
+    spec, bits = observer.spec, observer.spec.one_width
+    scale, zero = grid_of_range(low, high, bits, int(spec.range_mode))
     if not bool(scale.isfinite().all()):
         row = int((~scale.isfinite()).nonzero()[0, 0])
         raise ValueError(
             f"row {row} reaches from {float(low[row]):g} to {float(high[row]):g}: the scale of "
-            f"{spec.bits} bits overflows; divide the tensor by a constant first"
+            f"{bits} bits overflows; divide the tensor by a constant first"
         )
-    return QParams(scale, zero.to(torch.uint8), spec.bits)
+    return QParams(scale, zero.to(torch.uint8), bits)
 
 
 def check_keep(keep: float) -> None:

@@ -41,7 +41,7 @@ class AffineQuantizer(Quantizer):
 
     def qparams(self) -> QParams:
         """Return the grids."""
-        return QParams(self.scale, self.zero_point, self.spec.bits)
+        return QParams(self.scale, self.zero_point, self.bits)
 
     def fake(self, m: Tensor) -> Tensor:
         """Return the matrix `m` [rows, cols] rounded to the grids."""

@@ -24,6 +24,8 @@ class Quantizer(nn.Module):
         ConfigError: a dynamic spec, or grids of another width.
     """
 
+    mixed_bits: Tensor | None
+
     def __init__(self, spec: QuantSpec, qparams: QParams) -> None:
         super().__init__()
         if spec.dynamic:
@@ -32,12 +34,21 @@ class Quantizer(nn.Module):
                 "cmibq.quant.fake_quantize_tokens for activations"
             )
         rows = len(qparams.scale)
-        if len(qparams.zero_point) != rows or qparams.bits != spec.bits:
+        mixed = None if isinstance(qparams.bits, int) else qparams.bits
+        same = qparams.bits == spec.bits if mixed is None else not isinstance(spec.bits, int)
+        if len(qparams.zero_point) != rows or not same:
             raise ConfigError(
                 f"qparams have {rows} scales, {len(qparams.zero_point)} zero points and "
                 f"{qparams.bits} bits; expected as many of each and {spec.bits} bits"
             )
         self.spec = spec
+        self._bits = qparams.bits if isinstance(qparams.bits, int) else 0
+        self.register_buffer("mixed_bits", mixed, persistent=False)
+
+    @property
+    def bits(self) -> int | Tensor:
+        """The width of the codes; uint8 [rows] where they differ."""
+        return self._bits if self.mixed_bits is None else self.mixed_bits
 
     @classmethod
     def of(cls, x: Tensor, spec: QuantSpec, *, name: str = "weight") -> Quantizer:

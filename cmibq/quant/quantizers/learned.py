@@ -14,7 +14,7 @@ __all__ = ["LearnedQuantizer"]
 SMALLEST = 2.0**-24  # the smallest positive float16
 
 
-def _scaled_gradient(t: Tensor, factor: float) -> Tensor:
+def _scaled_gradient(t: Tensor, factor: float | Tensor) -> Tensor:
     """Return `t`, its gradient multiplied by `factor`."""
     return t.detach() + (t - t.detach()) * factor
 
@@ -65,12 +65,13 @@ class LearnedQuantizer(Quantizer):
 
     def qparams(self) -> QParams:
         """Return the grids, detached."""
-        return QParams(self._step().detach(), self.zero_point, self.spec.bits)
+        return QParams(self._step().detach(), self.zero_point, self.bits)
 
     def fake(self, m: Tensor) -> Tensor:
         """Return the matrix `m` [rows, cols] rounded to the grids."""
         step, q = self._step(), self.qparams()
         if self.gradient_factor:
-            top = 2 ** (self.spec.bits - 1) - 1 if self.spec.symmetric else 2**self.spec.bits - 1
+            bits = self.bits if isinstance(self.bits, int) else self.bits.to(step.dtype)
+            top = 2 ** (bits - 1) - 1 if self.spec.symmetric else 2**bits - 1
             step = _scaled_gradient(step, (max(m.shape[1], 1) * top) ** -0.5)
         return fakequant(m, step, q.lo(), q.hi())
