@@ -28,8 +28,9 @@ typedef struct cq_gemm_f32_tile {
     const float *b; /* element (k, j): b[k * ldb + j]; all CQ_GEMM_NR floats of a row are read */
     float *c;       /* [m, n], row stride ldc */
     size_t rsa, csa, psa, ldb, ldc, m, n, kc;
-    int first;  /* write c; otherwise add to it */
-    int planes; /* bf16 only: 1 .. 3; rsa, csa and ldb are not used, psa counts words */
+    const float *ahead; /* the panel of B that comes next, to fetch meanwhile, or NULL */
+    int first;          /* write c; otherwise add to it */
+    int planes;         /* bf16 only: 1 .. 3; rsa, csa and ldb are not used, psa counts words */
 } cq_gemm_f32_tile;
 
 /* Lanes of one operand to one bfloat16 panel: element (r, k) at x[r * rs + k * cs]. */

@@ -4,8 +4,8 @@
  * for all columns and inputs, so that a large c can be streamed past the caches. For batches.
  * *Blocks*: a task is a block of c with all its inputs; panels of B are packed right before they
  * are used, so they are in L1. For few rows, few columns and products without c. *Shared*: one
- * large product; for a block of inputs, all threads pack both operands once, then share out blocks
- * of c. */
+ * large product; for four blocks of inputs, all threads pack both operands once, then share out
+ * blocks of c, which stay in L2 from one block of inputs to the next. */
 #include "gemm_plan.h"
 
 #include "core/parallel.h"
@@ -16,9 +16,12 @@ enum {
     MC = 240,               /* rows of A in L2: 240 x 256 floats are 240 KiB */
     BLOCK_ROWS = 960,       /* rows of a task by blocks or rows, at most */
     BLOCK_COLS = 1024,      /* columns of a task by blocks, at most */
-    SHARED_ROWS = 1920,     /* rows of A packed at a time */
+    SHARED_ROWS = 2112,     /* rows of A packed at a time */
     SHARED_COLS = 2048,     /* columns of B packed at a time */
-    SHARED_NC = 256,        /* columns of a shared task */
+    SHARED_INPUTS = 1024,   /* inputs packed at a time, if more than a block are */
+    SHARED_L2 = 1 << 19,    /* words of panels that are read from L2: 2 MiB */
+    SHARED_NC = 512,        /* columns of a shared task, */
+    SHARED_TASKS = 16,      /* half as many where that leaves fewer tasks */
     ROWS_B_FLOATS = 1 << 17 /* largest packed B of a task by rows: 512 KiB */
 };
 
@@ -62,8 +65,15 @@ typedef struct shape {
     size_t rows, cols, tasks, a_floats, b_floats, c_floats;
 } shape;
 
+/* Inputs packed at a time: one block where its panels fit in L2. */
+static size_t shared_inputs(const cq_gemm_plan *p) {
+    const size_t block = block_inputs(p);
+    const size_t lanes = cq_min_size(p->M, SHARED_ROWS) + cq_min_size(p->N, SHARED_COLS);
+    return block >= SHARED_INPUTS || lanes * block <= SHARED_L2 ? block : SHARED_INPUTS;
+}
+
 static void shape_shared(const cq_gemm_plan *p, shape *s) {
-    const size_t kc = cq_min_size(p->K, block_inputs(p));
+    const size_t kc = cq_min_size(p->K, shared_inputs(p));
     s->rows = cq_min_size(p->M, SHARED_ROWS);
     s->cols = cq_min_size(p->N, SHARED_COLS);
     s->a_floats = operand_words(p, s->rows, lanes_a(p), kc);
@@ -173,6 +183,7 @@ static void multiply(const job *j, cq_gemm_f32_tile *t, size_t batch, size_t m0,
     cq_gemm_f32_tile one = *t;
     const size_t lanes = lanes_a(p);
     for (size_t i = 0; i < t->m; i += lanes, one.a += t->psa, one.c += lanes * t->ldc) {
+        if (i) one.ahead = NULL;
         one.m = cq_min_size(t->m - i, lanes);
         j->tile(&one);
         p->epilogue(p->epilogue_ctx, batch, m0 + i, one.m, n0, one.n, one.c, one.ldc);
@@ -257,38 +268,66 @@ static void run_slot(void *ctx, size_t begin, size_t end, size_t block) {
         (j->s.way == ROWS ? rows_task : block_task)(j, task, slot);
 }
 
-/* Shared: panel `begin` of A or, after those, of B. */
-static void shared_pack(void *ctx, size_t begin, size_t end, size_t block) {
+/* Shared: inputs and floats of block number `block` of those packed, and where its panels begin. */
+static size_t shared_block(const job *j, size_t block) {
+    return cq_min_size(j->kc - block * block_inputs(j->p), block_inputs(j->p));
+}
+
+static float *shared_panel(const job *j, int is_a, size_t block, size_t r) {
+    const cq_gemm_plan *p = j->p;
+    const size_t width = is_a ? lanes_a(p) : CQ_GEMM_NR;
+    return j->work + (is_a ? 0 : j->s.a_floats) +
+           words_before(p, is_a ? j->m : j->n, width, block * block_inputs(p)) +
+           words_before(p, r, width, shared_block(j, block));
+}
+
+/* Shared: a panel and block of A, all blocks of a panel first; or, after those, of B. */
+static void shared_pack(void *ctx, size_t begin, size_t end, size_t unused) {
     const job *j = ctx;
-    const size_t lanes = lanes_a(j->p), pa = cq_ceil_div(j->m, lanes);
-    (void)block;
+    const cq_gemm_plan *p = j->p;
+    const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
+    const size_t of_a = cq_ceil_div(j->m, lanes_a(p)) * blocks;
+    const size_t panels_b = cq_ceil_div(j->n, CQ_GEMM_NR);
+    (void)unused;
     for (size_t i = begin; i < end; i++) {
-        const int is_a = i < pa;
-        const size_t width = is_a ? lanes : CQ_GEMM_NR, at = is_a ? i : i - pa, r = at * width;
-        const cq_gemm_operand *o = is_a ? &j->p->a : &j->p->b;
-        float *to = j->work + (is_a ? 0 : j->s.a_floats) + at * panel_words(j->p, width, j->kc);
+        const int is_a = i < of_a;
+        const size_t width = is_a ? lanes_a(p) : CQ_GEMM_NR;
+        const size_t panel = is_a ? i / blocks : (i - of_a) % panels_b, r = panel * width;
+        const size_t block = is_a ? i % blocks : (i - of_a) / panels_b;
+        const cq_gemm_operand *o = is_a ? &p->a : &p->b;
         o->pack(o->ctx, 0, (is_a ? j->i0 : j->j0) + r, cq_min_size((is_a ? j->m : j->n) - r, width),
-                j->k0, j->kc, to);
+                j->k0 + block * block_inputs(p), shared_block(j, block),
+                shared_panel(j, is_a, block, r));
     }
 }
 
-static void shared_task(void *ctx, size_t begin, size_t end, size_t block) {
+static void shared_task(void *ctx, size_t begin, size_t end, size_t unused) {
     const job *j = ctx;
     const cq_gemm_plan *p = j->p;
     const size_t cols = cq_ceil_div(j->n, j->task_cols);
-    (void)block, (void)end;
+    const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
+    (void)unused, (void)end;
     const size_t i = begin / cols * j->task_rows, n0 = begin % cols * j->task_cols;
     const size_t n1 = cq_min_size(j->n, n0 + j->task_cols);
-    cq_gemm_f32_tile t = {.kc = j->kc, .ldc = p->ldc, .first = j->k0 == 0, .planes = p->planes};
+    cq_gemm_f32_tile t = {.ldc = p->ldc, .planes = p->planes};
     t.m = cq_min_size(j->m - i, j->task_rows);
-    set_a(p, 0, 0, 0, j->work + words_before(p, i, lanes_a(p), j->kc), &t);
-    const float *b = j->work + j->s.a_floats;
-    for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
-        if (cq_stop(j->cx)) return;
-        t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
-        t.c = p->c + (j->i0 + i) * p->ldc + j->j0 + n;
-        set_b(p, 0, 0, 0, b + words_before(p, n, CQ_GEMM_NR, j->kc), &t);
-        multiply(j, &t, 0, j->i0 + i, j->j0 + n, j->k0 + j->kc == p->K);
+    for (size_t block = 0; block < blocks; block++) {
+        t.kc = shared_block(j, block);
+        t.first = j->k0 + block == 0;
+        set_a(p, 0, 0, 0, shared_panel(j, 1, block, i), &t);
+        for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
+            if (cq_stop(j->cx)) return;
+            t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
+            t.c = p->c + (j->i0 + i) * p->ldc + j->j0 + n;
+            set_b(p, 0, 0, 0, shared_panel(j, 0, block, n), &t);
+            if (blocks == 1)
+                t.ahead = NULL;
+            else if (n + CQ_GEMM_NR < n1)
+                t.ahead = shared_panel(j, 0, block, n + CQ_GEMM_NR);
+            else
+                t.ahead = block + 1 < blocks ? shared_panel(j, 0, block + 1, n0) : NULL;
+            multiply(j, &t, 0, j->i0 + i, j->j0 + n, block + 1 == blocks && j->k0 + j->kc == p->K);
+        }
     }
 }
 
@@ -305,12 +344,15 @@ static cq_status run_shared(job *j) {
         for (j->i0 = 0; j->i0 < p->M; j->i0 += j->m) {
             j->m = cq_min_size(p->M - j->i0, j->s.rows);
             j->task_rows = shared_rows(p, j->m);
+            const size_t row_tasks = cq_ceil_div(j->m, j->task_rows);
             j->task_cols = SHARED_NC;
-            const size_t tasks = cq_ceil_div(j->m, j->task_rows) * cq_ceil_div(j->n, j->task_cols);
+            if (row_tasks * cq_ceil_div(j->n, SHARED_NC) < SHARED_TASKS) j->task_cols /= 2;
+            const size_t tasks = row_tasks * cq_ceil_div(j->n, j->task_cols);
             const size_t panels = cq_ceil_div(j->m, lanes_a(p)) + cq_ceil_div(j->n, CQ_GEMM_NR);
             for (j->k0 = 0; j->k0 < p->K; j->k0 += j->kc) {
-                j->kc = cq_min_size(p->K - j->k0, block_inputs(p));
-                CQ_TRY(cq_parallel_rows(j->cx, panels, 4, shared_pack, j));
+                j->kc = cq_min_size(p->K - j->k0, shared_inputs(p));
+                const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
+                CQ_TRY(cq_parallel_rows(j->cx, panels * blocks, 4, shared_pack, j));
                 CQ_TRY(cq_parallel_rows(j->cx, tasks, 1, shared_task, j));
             }
         }

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tile: 12 rows x 32 columns in 24 registers, fewer rows by the same code; named variables, because
- * gcc 12 spills arrays. Packed panels get their own copy of the loop, with constant strides. The
- * cache lines of c are fetched while the sums run: they come from far away. */
+ * gcc 12 spills arrays. Packed panels have their own loops: twelve_avx512.h where they are whole.
+ * The cache lines of c are fetched while the sums run: they come from far away. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
 #include "kernels/gemm/finish.h"
+#include "kernels/gemm/twelve_avx512.h"
 
 typedef struct pair { /* 32 columns of one row */
     __m512 lo, hi;
@@ -28,6 +29,13 @@ CQ_INLINE void finish(pair v, const cq_gemm_f32_tile *t, float *c) {
     _mm512_mask_storeu_ps(c + 16, hi, v.hi);
 }
 
+CQ_INLINE void fetch(const cq_gemm_f32_tile *t, const float *c, size_t m) {
+    for (size_t r = 0; r < m; r++) {
+        __builtin_prefetch(c + r * t->ldc, 1);
+        __builtin_prefetch(c + r * t->ldc + t->n - 1, 1);
+    }
+}
+
 /* R rows, a constant; the strides are constants too where the panels are packed. */
 CQ_INLINE void rows(const size_t R, const cq_gemm_f32_tile *t, const float *a, const size_t rs,
                     const size_t cs, const size_t ldb, float *c) {
@@ -36,12 +44,9 @@ CQ_INLINE void rows(const size_t R, const cq_gemm_f32_tile *t, const float *a, c
     const float *b = t->b;
     pair c0 = {none, none}, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
     pair c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t r = 0; r < R; r++) {
-        __builtin_prefetch(c + r * ldc, 1);
-        __builtin_prefetch(c + r * ldc + t->n - 1, 1);
-    }
+    fetch(t, c, R);
     const float *a3 = a + 3 * rs, *a6 = a + 6 * rs, *a9 = a + 9 * rs;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (size_t k = t->kc; k > 0; k--) {
         const __m512 lo = _mm512_loadu_ps(b), hi = _mm512_loadu_ps(b + 16);
         multiply_add(&c0, a, lo, hi);
@@ -88,12 +93,22 @@ CQ_INLINE void panel(const cq_gemm_f32_tile *t, const float *a, const size_t rs,
 void cq_gemm_f32_tile_avx512(const cq_gemm_f32_tile *t) {
     const int packed = t->rsa == 1 && t->csa == CQ_GEMM_MR && t->ldb == CQ_GEMM_NR;
     const float *a = t->a;
+    /* Each of the panels of A brings its share of the next panel of B. */
+    const size_t most = CQ_GEMM_NR * sizeof(float), share = cq_ceil_div(most * CQ_GEMM_MR, t->m);
+    const size_t step = cq_min_size(share, most);
+    const char *ahead = (const char *)t->ahead;
     for (size_t i = 0; i < t->m; i += CQ_GEMM_MR, a += t->psa) {
         const size_t m = cq_min_size(t->m - i, CQ_GEMM_MR);
-        if (packed)
-            panel(t, a, 1, CQ_GEMM_MR, CQ_GEMM_NR, m, t->c + i * t->ldc);
-        else
-            panel(t, a, t->rsa, t->csa, t->ldb, m, t->c + i * t->ldc);
+        float *c = t->c + i * t->ldc;
+        if (packed && m == CQ_GEMM_MR && t->kc) {
+            fetch(t, c, CQ_GEMM_MR);
+            twelve(t, a, c, ahead, step);
+            if (ahead) ahead += step * t->kc;
+        } else if (packed) {
+            panel(t, a, 1, CQ_GEMM_MR, CQ_GEMM_NR, m, c);
+        } else {
+            panel(t, a, t->rsa, t->csa, t->ldb, m, c);
+        }
     }
 }
 
