@@ -97,7 +97,9 @@ static const parity_case *all_cases(size_t i) {
     i -= elementwise_count;
     if (i < matrix_count) return &matrix_cases[i];
     i -= matrix_count;
-    return i < product_count ? &product_cases[i] : NULL;
+    if (i < product_count) return &product_cases[i];
+    i -= product_count;
+    return i < linear_count ? &linear_cases[i] : NULL;
 }
 
 static run call(const parity_case *c, const cq_kernels *k, int threads, size_t R, size_t C) {

@@ -32,6 +32,8 @@ extern const parity_case matrix_cases[];
 extern const size_t matrix_count;
 extern const parity_case product_cases[];
 extern const size_t product_count;
+extern const parity_case linear_cases[];
+extern const size_t linear_count;
 
 /* Aligned memory that lives as long as the call; never NULL. */
 void *take(run *t, size_t bytes);

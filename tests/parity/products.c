@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* gemm, qlinear and attention: t->R rows or tokens, t->C inputs. */
+/* gemm and attention: t->R rows or tokens, t->C inputs. */
 #include "parity.h"
 
 static void gemm(run *t, int transposed, int planes, size_t M, size_t N, size_t K, size_t batch) {
@@ -18,6 +18,11 @@ static void gemm(run *t, int transposed, int planes, size_t M, size_t N, size_t 
 
 static void gemm_rows(run *t) { gemm(t, 0, 0, t->R, 45, t->C, 2); }
 static void gemm_columns(run *t) { gemm(t, 1, 0, t->R, 45, t->C, 2); }
+
+/* Rows of A that are packed, and two blocks of inputs. */
+static void gemm_packed(run *t) {
+    if (t->C < 10) gemm(t, 0, 0, cq_min_size(t->R, 23), 67, t->C + CQ_GEMM_KC, 1);
+}
 
 /* In three planes of bfloat16, which is about float32; levels without them take float32. */
 static void gemm_planes(run *t) {
@@ -51,75 +56,6 @@ static void gemm_s8(run *t) {
     g.sums = sums;
     report_status(t, cq_gemm_s8(t->cx, &g, take(t, cq_gemm_s8_workspace(t->cx, &g))));
     report_u8(t, (uint8_t *)sums, n * sizeof *sums);
-}
-
-/* The tile form of a packed weight, made with the kernels under test. */
-static cq_tiles tiles_of(run *t, size_t N, int bits) {
-    const cq_packed w = packed_weight(t, N, bits, bits % 2);
-    const cq_canonical from = {w.codes, w.zero, w.scale};
-    cq_tiles tiles = {.N = N, .K = t->C, .G = w.G, .bits = bits, .asymmetric = bits % 2 == 0};
-    uint8_t *data = take(t, cq_qtile_sizes(&tiles).tiles);
-    report_status(t, cq_qgemm_repack(t->cx, &from, &tiles, data));
-    tiles.data = data;
-    return tiles;
-}
-
-static void qlinear(run *t, cq_qlinear_mode mode, cq_act act) {
-    const size_t M = t->R, N = 37, n = M * N;
-    float *x = finite(t, M * t->C), *out = take(t, n * sizeof *out);
-    uint8_t *codes = bytes_below(t, M * t->C, 8);
-    for (int bits = 2; bits <= 8; bits++) {
-        cq_qlinear a = {.M = M, .w = tiles_of(t, N, bits), .mode = mode};
-        a.x = mode == CQ_QLINEAR_CODES ? (const void *)codes : x;
-        a.e = (cq_epilogue){.bias = finite(t, N), .out = out, .ldo = N, .act = (int)act};
-        a.e.residual = finite(t, n);
-        if (act == CQ_ACT_SILU) a.e.up = finite(t, n);
-        if (mode == CQ_QLINEAR_CODES) a.e.xscale = finite(t, M);
-        report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
-        report_f32(t, out, n);
-    }
-}
-
-static void qlinear_f32(run *t) { qlinear(t, CQ_QLINEAR_F32, CQ_ACT_NONE); }
-static void qlinear_dynamic(run *t) { qlinear(t, CQ_QLINEAR_DYNAMIC, CQ_ACT_SILU); }
-static void qlinear_codes(run *t) { qlinear(t, CQ_QLINEAR_CODES, CQ_ACT_GELU); }
-
-/* Strips of different widths in groups of 8 or 24 inputs, which begin inside the halves of tiles.
- */
-static void qlinear_mixed(run *t) {
-    static const uint8_t bits[] = {3, 8, 6};
-    const size_t M = t->R, N = 37, K = t->C, group = K % 24 == 0 ? 24 : K % 8 == 0 ? 8 : K;
-    float *x = finite(t, M * K), *out = take(t, M * N * sizeof *out);
-    for (int mode = CQ_QLINEAR_F32; mode <= CQ_QLINEAR_CODES; mode++) {
-        cq_tiles w = {.strip_bits = bits, .N = N, .K = K, .G = K ? K / group : 1, .bits = 8};
-        w.asymmetric = mode % 2 == 0;
-        const cq_canonical_sizes size = cq_qtile_sizes(&w);
-        uint16_t *scale = take(t, N * w.G * sizeof *scale);
-        for (size_t i = 0; i < N * w.G; i++) scale[i] = (uint16_t)(draw(t) % 0x3000);
-        const cq_canonical from = {bytes_below(t, size.codes, 8), bytes_below(t, size.zeros, 8),
-                                   scale};
-        uint8_t *data = take(t, size.tiles);
-        report_status(t, cq_qgemm_repack(t->cx, &from, &w, data));
-        w.data = data;
-        cq_qlinear a = {.M = M, .x = x, .w = w, .mode = (cq_qlinear_mode)mode};
-        if (mode == CQ_QLINEAR_CODES) a.x = bytes_below(t, M * K, 8);
-        a.e = (cq_epilogue){.bias = finite(t, N), .out = out, .ldo = N, .act = CQ_ACT_GELU_TANH};
-        report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
-        report_f32(t, out, M * N);
-    }
-}
-
-/* bfloat16 in and out. */
-static void qlinear_bf16(run *t) {
-    const size_t M = t->R, N = 37, n = M * N;
-    uint16_t *x = take(t, M * t->C * 2), *out = take(t, n * 2), *residual = take(t, n * 2);
-    for (size_t i = 0; i < M * t->C; i++) x[i] = (uint16_t)(0x3C00 + draw(t) % 0x400);
-    for (size_t i = 0; i < n; i++) residual[i] = (uint16_t)(draw(t) % 0x8000);
-    cq_qlinear a = {.M = M, .x = x, .w = tiles_of(t, N, 4), .mode = CQ_QLINEAR_F32};
-    a.e = (cq_epilogue){.residual = residual, .out = out, .ldo = N, .bf16 = 1};
-    a.e.act = CQ_ACT_SILU;
-    report_status(t, cq_qlinear_run(t->cx, &a, take(t, cq_qlinear_workspace(t->cx, &a))));
-    report_u8(t, (uint8_t *)out, n * 2);
 }
 
 static float *small(run *t, size_t n) {
@@ -165,11 +101,8 @@ static void attention(run *t) {
 }
 
 const parity_case product_cases[] = {
-    {"gemm_rows", gemm_rows},         {"gemm_columns", gemm_columns},
-    {"gemm_planes", gemm_planes},     {"gemm_s8", gemm_s8},
-    {"attention", attention},         {"gemm_large", gemm_large},
-    {"qlinear_f32", qlinear_f32},     {"qlinear_dynamic", qlinear_dynamic},
-    {"qlinear_codes", qlinear_codes}, {"qlinear_mixed", qlinear_mixed},
-    {"qlinear_bf16", qlinear_bf16},
+    {"gemm_rows", gemm_rows},     {"gemm_columns", gemm_columns}, {"gemm_packed", gemm_packed},
+    {"gemm_planes", gemm_planes}, {"gemm_large", gemm_large},     {"gemm_s8", gemm_s8},
+    {"attention", attention},
 };
 const size_t product_count = sizeof product_cases / sizeof *product_cases;
