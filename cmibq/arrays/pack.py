@@ -31,6 +31,8 @@ def pack(codes: U8, *, bits: int, out: U8 | None = None) -> U8:
         >>> pack(np.uint8([[1, 2, 3]]), bits=4)
         array([[33,  3]], dtype=uint8)
     """
+    if codes.ndim != 2:
+        raise ValueError(f"pack: codes has {codes.ndim} dimensions, expected 2; reshape it first")
     if out is None:
         out = empty((len(codes), (codes.shape[-1] * bits + 7) // 8), np.uint8)
     kernels().pack_row(codes, bits, out)

@@ -21,6 +21,9 @@ def _buffers(
     """Return the float16 scales as the kernels take them, the result and the workspace."""
     if scale.dtype != np.float16:
         raise TypeError(f"qgemm: scale has dtype {scale.dtype}, expected float16")
+    for name, array in (("x", x), ("packed", packed), ("scale", scale)):
+        if array.ndim != 2:
+            raise ValueError(f"qgemm: {name} has {array.ndim} dimensions, expected 2")
     sizes = (len(x), len(packed), x.shape[-1], scale.shape[-1])
     out = np.empty(sizes[:2], np.float32) if out is None else out
     return scale.view(np.uint16), out, np.empty(kernels().qgemm_workspace(*sizes, bits), np.uint8)

@@ -14,6 +14,11 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
+def _count(x: F32, axis: int) -> int:
+    """Return how many results there are; the kernel names an `x` that is no matrix."""
+    return x.shape[-axis] if x.ndim == 2 else 0
+
+
 def minmax(x: F32, *, axis: int = 0, out: tuple[F32, F32] | None = None) -> tuple[F32, F32]:
     """Return the smallest and the largest element of every row or column.
 
@@ -33,7 +38,7 @@ def minmax(x: F32, *, axis: int = 0, out: tuple[F32, F32] | None = None) -> tupl
         (array([-2.,  3.], dtype=float32), array([1., 4.], dtype=float32))
     """
     check_axis(axis)
-    mn, mx = (np.empty(x.shape[-axis], np.float32) for _ in range(2)) if out is None else out
+    mn, mx = (np.empty(_count(x, axis), np.float32) for _ in range(2)) if out is None else out
     k = kernels()
     (k.minmax_col if axis else k.minmax_row)(x, mn, mx)
     return mn, mx
@@ -55,7 +60,7 @@ def absmax(x: F32, *, axis: int = 0, out: F32 | None = None) -> F32:
         array([3., 4.], dtype=float32)
     """
     check_axis(axis)
-    out = np.empty(x.shape[-axis], np.float32) if out is None else out
+    out = np.empty(_count(x, axis), np.float32) if out is None else out
     k = kernels()
     (k.absmax_col if axis else k.absmax_row)(x, out)
     return out
@@ -84,7 +89,7 @@ def abssum(x: F32, *, weight: F64 | None = None, axis: int = 0, out: F64 | None 
     check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
-    out = np.empty(x.shape[-axis], np.float64) if out is None else out
+    out = np.empty(_count(x, axis), np.float64) if out is None else out
     if axis:
         kernels().abssum_col(x, weight, out)
     else:

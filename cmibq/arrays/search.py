@@ -152,7 +152,9 @@ def search_scales(
         (True, np.int64(3))
     """
     weights = [w] if isinstance(w, np.ndarray) else list(w)
-    x = x.reshape(-1, x.shape[-1])
+    if not x.ndim:
+        raise ConfigError("x is one number; give [..., K], the inputs of the layer")
+    x = x.reshape(-1, x.shape[-1]) if x.size else x[:0]
     if not len(x):
         raise ConfigError("x holds no tokens; give calibration data of this layer")
     if loss not in LOSSES:

@@ -61,14 +61,24 @@ def reference_project_backward(
 
 
 def reference_round(b: Tensor, lo: int, hi: int, total: int) -> Tensor:
-    """Return whole parts, and one more for the largest fractions: sum `total`, uint8 [R, C]."""
+    """Return whole parts, and one more for the largest fractions: sum `total`, uint8 [R, C].
+
+    Where that is not enough, because `b` is far from the budget, every channel that can gets one
+    more (or less) first, and so on.
+    """
+    if not bool(b.isfinite().all()):
+        raise ValueError("round_bits: b holds NaN or infinity; every element must be finite")
     b = b.clamp(lo, hi)
-    out = b.floor()
-    left = total - out.sum(1, keepdim=True)
-    more = torch.where(out < hi, out - b, 2.0).argsort(dim=1, stable=True)
-    fewer = torch.where(out > lo, b - out, 2.0).argsort(dim=1, stable=True)
-    up, down = (place.argsort(dim=1) for place in (more, fewer))
-    return (out + (up < left).to(b.dtype) - (down < -left).to(b.dtype)).to(torch.uint8)
+    share, out = b - b.floor(), b.floor().long()  # sums in integers: bfloat16 has none of 257
+    for _ in range(hi - lo + 1):
+        left = total - out.sum(1, keepdim=True)
+        if not bool(left.any()):
+            break
+        can_grow, can_shrink = out < hi, out > lo
+        more = torch.where(can_grow, -share, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
+        fewer = torch.where(can_shrink, share, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
+        out = out + ((more < left) & can_grow).long() - ((fewer < -left) & can_shrink).long()
+    return out.to(torch.uint8)
 
 
 def _project_cpu(x: Tensor, weight: Tensor | None, target: float, lo: float, hi: float) -> Tensor:

@@ -23,14 +23,14 @@ def reference(codes: Tensor, bits: int) -> Tensor:
     rows, cols = codes.shape
     at = torch.arange(8, dtype=torch.uint8, device=codes.device)
     stream = codes.new_zeros(rows, _bytes(cols, bits) * 8)
-    stream[:, : cols * bits] = ((codes[:, :, None] >> at[:bits]) & 1).reshape(rows, -1)
-    return (stream.reshape(rows, -1, 8) << at).sum(2).to(torch.uint8)
+    stream[:, : cols * bits] = ((codes[:, :, None] >> at[:bits]) & 1).reshape(rows, cols * bits)
+    return (stream.reshape(rows, _bytes(cols, bits), 8) << at).sum(2).to(torch.uint8)
 
 
 def reference_unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
     """Return the codes of `reference`: uint8 [R, cols]."""
     at = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    stream = ((packed[:, :, None] >> at) & 1).reshape(len(packed), -1)[:, : cols * bits]
+    stream = ((packed[:, :, None] >> at) & 1).flatten(1)[:, : cols * bits]
     return (stream.reshape(len(packed), cols, bits) << at[:bits]).sum(2).to(torch.uint8)
 
 

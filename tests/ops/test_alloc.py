@@ -126,6 +126,20 @@ def test_rounding_meets_the_sum_and_is_nearest(cols: int) -> None:
         assert ((got - b).square().sum(1) <= (want - b).square().sum(1) + 1e-5).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("total", [2 * 300, 700, 1299, 1801, 2399, 8 * 300])
+def test_rounding_meets_a_sum_that_is_far_away(total: int, dtype: torch.dtype) -> None:
+    """Several steps per channel, and sums of more than 256, which bfloat16 does not have."""
+    b = (torch.rand(3, 300, generator=torch.Generator().manual_seed(total)) * 6 + 2).to(dtype)
+    got = round_bits(b, 2, 8, total)
+    assert got.sum(1).tolist() == [total] * 3
+    assert (int(got.min()), int(got.max())) >= (2, 2)
+    assert int(got.max()) <= 8
+    assert torch.equal(got, round_bits(b.float(), 2, 8, total))
+    with pytest.raises(ValueError, match="finite"):
+        round_bits(b / 0, 2, 8, total)
+
+
 def test_rounding_of_ties_takes_the_lowest_index() -> None:
     assert round_bits(torch.full((1, 6), 2.5), 2, 8, 15).tolist() == [[3, 3, 3, 2, 2, 2]]
     assert round_bits(torch.full((1, 3), 8.0), 2, 8, 20).tolist() == [[6, 7, 7]]
