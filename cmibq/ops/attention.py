@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmibq.errors import ConfigError, check_tokens
 from cmibq.ops.attention_reference import reference, reference_backward
-from cmibq.ops.library import LIBRARY, direct, kernel_ready, put, view
+from cmibq.ops.library import LIBRARY, direct, kernel_ready, put, view, wants_grad
 from cmibq.runtime import kernels
 
 __all__ = ["PRECISIONS", "Attended", "attention", "reference", "reference_backward"]
@@ -196,13 +196,15 @@ def _planes(precision: str | None, dtype: torch.dtype) -> int:
 
 def _call(args: tuple[Any, ...], dtype: torch.dtype, out: Tensor | None) -> tuple[Any, ...]:
     """Call the op; its first result in `dtype`, in `out` if there is one."""
-    if out is not None and args[17]:
+    if out is not None and (args[17] or wants_grad(out)):
         raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
     present = [t for t in args[:12] if t is not None]
     if out is not None and dtype == torch.float32 and direct(*present):
-        return _forward_cpu(*args, to=out)
-    made, *rest = torch.ops.cmibq.attention(*args)
-    return (put(made.to(dtype), out), *rest)
+        made = _forward_cpu(*args, to=out)
+        torch.autograd.graph.increment_version(out)  # who saved its old values must find out
+        return made
+    first, *rest = torch.ops.cmibq.attention(*args)
+    return (put(first.to(dtype), out), *rest)
 
 
 def attention(

@@ -100,7 +100,7 @@ def test_epilogue_against_the_reference(act_bits: int, activation: str, dtype: t
 def test_bfloat16_rows_are_their_float32_values(groups: int) -> None:
     """Groups of 608, 304 and 64 inputs; sixteen rows of small integers leave out two digits."""
     cols = 576 if groups == 9 else 608
-    grid = Grid(33, cols, groups, 4, True)
+    grid = Tiling(33, cols, groups, 4, True)
     tiles, x = repack(*weight(grid), grid), normal(70, cols).bfloat16()
     x[16:32] = torch.randint(-9, 9, (16, cols)).bfloat16()
     got = qlinear(x, tiles, grid)
