@@ -21,10 +21,12 @@ from cmibq.arrays.race import Race, race
 from cmibq.arrays.reduce import absmax, abssum, minmax
 from cmibq.arrays.scaleloss import scaleloss
 from cmibq.arrays.search import ScaleSearch, search_scales
+from cmibq.arrays.weights import PackedWeight, pack_weight, unpack_weight
 
 __all__ = [
     "Choice",
     "Histogram",
+    "PackedWeight",
     "Race",
     "ScaleSearch",
     "absmax",
@@ -44,6 +46,7 @@ __all__ = [
     "klclip",
     "minmax",
     "pack",
+    "pack_weight",
     "percentile",
     "power_of_two",
     "project_bits",
@@ -57,4 +60,5 @@ __all__ = [
     "scaleloss",
     "search_scales",
     "unpack",
+    "unpack_weight",
 ]
