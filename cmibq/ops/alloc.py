@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, kernel_ready, once, view
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -35,7 +35,9 @@ def reference_project(
     """
     if x.numel() == 0:
         return x.clone()
-    v = x.double()
+    v, whole = x.double(), x.isfinite().all(1, keepdim=True)
+    if bool((v.abs() >= 2.0**24).any()):
+        v = _near(v, hi - lo)
     w = torch.ones_like(v) if weight is None else weight.double().expand_as(v)
     corners, order = torch.cat([lo - v, hi - v], 1).sort(1)
     slope = torch.cat([w, -w], 1).gather(1, order).cumsum(1)
@@ -45,8 +47,14 @@ def reference_project(
     piece = ((sums < want).sum(1, keepdim=True) - 1).clamp(min=0)
     left, at, steep = (t.gather(1, piece) for t in (corners, sums, slope))
     tau = left + torch.where(steep > 0, (want - at) / steep, 0.0)
-    whole = v.isfinite().all(1, keepdim=True)
     return torch.where(whole, (v + tau).clamp(lo, hi), torch.nan).to(x.dtype) + 0.0
+
+
+def _near(v: Tensor, reach: float) -> Tensor:
+    """Return wishes of the same projection near 0: gaps wider than the range shrink to it."""
+    ordered, place = v.sort(1)
+    gaps = ordered.diff(dim=1).nan_to_num(reach).clamp(max=reach)
+    return torch.zeros_like(v).scatter(1, place, torch.nn.functional.pad(gaps.cumsum(1), (1, 0)))
 
 
 def reference_project_backward(
@@ -148,7 +156,7 @@ class _Eager(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         b, weight = ctx.saved_tensors
         return _backward_cpu(g, b, weight, ctx.lo, ctx.hi), None, None, None, None

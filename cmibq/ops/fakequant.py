@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cmibq.errors import check_axis
 from cmibq.ops.library import (
@@ -16,6 +15,7 @@ from cmibq.ops.library import (
     direct,
     empty_like,
     kernel_ready,
+    once,
     put,
     view,
     wants_grad,
@@ -123,7 +123,7 @@ class _Eager(torch.autograd.Function):
         return _forward_cpu(*args)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of `x` and `scale`."""
         x, scale, lo, hi = ctx.saved_tensors

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 
 from cmibq import memory
 from cmibq.errors import ConfigError
@@ -21,6 +22,7 @@ __all__ = [
     "empty",
     "empty_like",
     "kernel_ready",
+    "once",
     "put",
     "torch_threads",
     "view",
@@ -76,6 +78,20 @@ def direct(*tensors: torch.Tensor) -> bool:
         if type(t) not in _PLAIN or not t.is_cpu:
             return False
     return True
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a backward function that autograd may not differentiate, as `once_differentiable`.
+
+    Torch's own wrapper sets and restores the gradient mode, 3 us, also where nobody asked for a
+    second derivative; this one calls the function at once there.
+    """
+    careful = once_differentiable(backward)
+
+    def plain_or_careful(ctx: Any, *grads: Any) -> Any:
+        return (careful if torch.is_grad_enabled() else backward)(ctx, *grads)
+
+    return plain_or_careful
 
 
 def wants_grad(*tensors: torch.Tensor) -> bool:

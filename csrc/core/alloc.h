@@ -19,13 +19,13 @@ CQ_INLINE double cq_alloc_lanes(const double *lane) {
     return cq_sum_lanes(eight);
 }
 
-/* The same of 64 lanes of floats, lane i % 64. */
+/* The same of 64 lanes of floats, lane i % 64: four groups of sixteen, their halves, eight lanes.
+ */
 CQ_INLINE float cq_alloc_lanes_f32(const float *lane) {
-    float eight[8] = {0};
-    for (int l = 0; l < 16; l++)
-        eight[l % 8] += (lane[l] + lane[l + 16]) + (lane[l + 32] + lane[l + 48]);
-    return ((eight[0] + eight[4]) + (eight[2] + eight[6])) +
-           ((eight[1] + eight[5]) + (eight[3] + eight[7]));
+    float l[16];
+    for (int k = 0; k < 16; k++) l[k] = (lane[k] + lane[k + 16]) + (lane[k + 32] + lane[k + 48]);
+    for (int k = 0; k < 8; k++) l[k] += l[k + 8];
+    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
 
 /* What option j of unit i costs: a table [n, m], or one row of m times the weight of the unit. */

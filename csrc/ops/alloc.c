@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "core/grid.h"
 #include "core/parallel.h"
 #include "ops.h"
 
+#include <float.h>
 #include <math.h>
 
 typedef struct job {
@@ -14,15 +16,22 @@ typedef struct job {
     size_t C;
 } job;
 
+/* The float before (`step` 1) or after (-1) a finite one: nextafterf without a call. */
+static float neighbour(float f, int step) {
+    if (f == 0.0f) return step > 0 ? -FLT_TRUE_MIN : FLT_TRUE_MIN;
+    const uint32_t bits = cq_float_bits(f);
+    return cq_bits_float(bits >> 31 ? bits + (uint32_t)step : bits - (uint32_t)step);
+}
+
 /* x <= a and x >= a for a float x, as a comparison with a float. */
 static float float_below(double a) {
     const float f = (float)a;
-    return (double)f > a ? nextafterf(f, -INFINITY) : f;
+    return (double)f > a ? neighbour(f, 1) : f;
 }
 
 static float float_above(double a) {
     const float f = (float)a;
-    return (double)f < a ? nextafterf(f, INFINITY) : f;
+    return (double)f < a ? neighbour(f, -1) : f;
 }
 
 /* One row: where tau is known to lie, and the sums it must meet. */
@@ -68,49 +77,67 @@ static double next_shift(search *a, const cq_alloc_sums *s, double tau, int *sol
  * or, where most of those lie outside the ends (logits, say), from the row moved to the mean.
  * NaN for a row with NaN or infinity. */
 static double first_guess(const job *j, const float *x) {
-    const double n = (double)j->C;
-    search a = {j, x, n, -INFINITY, INFINITY};
-    cq_alloc_sums s;
+    const double n = (double)j->C, want = j->target * n;
+    float sum;
+    size_t inside;
     double tau = 0.0;
-    int solved;
-    j->k->alloc_guess_f32(x, j->C, (float)j->lo, (float)j->hi, &s);
-    if (isnan(s.free_x)) return NAN;
-    if (2.0 * s.free_w < n) {
-        j->k->alloc_guess_f32(x, j->C, -INFINITY, INFINITY, &s);
-        tau = j->target - s.free_x / n;
+    j->k->alloc_guess_f32(x, j->C, (float)j->lo, (float)j->hi, &sum, &inside);
+    if (isnan(sum)) return NAN;
+    if (2 * inside < j->C) {
+        j->k->alloc_guess_f32(x, j->C, -INFINITY, INFINITY, &sum, &inside);
+        tau = j->target - (double)sum / n;
         if (!isfinite(tau)) tau = 0.0; /* the float sum overflowed */
     } else {
-        tau = next_shift(&a, &s, tau, &solved);
+        tau = (want - (double)sum) / (double)inside;
     }
-    j->k->alloc_guess_f32(x, j->C, float_below(j->lo - tau), float_above(j->hi - tau), &s);
-    const double next = next_shift(&a, &s, tau, &solved);
-    return isfinite(next) ? next : tau;
+    j->k->alloc_guess_f32(x, j->C, float_below(j->lo - tau), float_above(j->hi - tau), &sum,
+                          &inside);
+    if (!inside || !isfinite(sum)) return tau;
+    return tau + (want - (double)sum - n * tau) / (double)inside;
 }
 
-/* One row. The sets of the last sums and of the result being the same, tau solves them. */
-static void project(const job *j, const float *x, float *out) {
+/* Improve *tau until the sets of the last sums and of the result are the same: then it solves them.
+ * 1: `out` holds the result already. */
+static int solve(const job *j, const float *x, float *out, double *tau) {
     cq_alloc_sums s;
+    search a = {j, x, j->all_w, -INFINITY, INFINITY};
+    for (int step = 0, solved = 0; step < 200; step++) {
+        float range[4];
+        thresholds(j, *tau, range);
+        j->k->alloc_sums_f32(x, j->weight, j->C, range[2], range[3], &s);
+        const double next = next_shift(&a, &s, *tau, &solved);
+        if (next == *tau || !(next >= a.left && next <= a.right)) break;
+        *tau = next;
+        /* A row in place is overwritten, so the test of the sets is a pass of its own. */
+        if (!solved || out == x) continue;
+        size_t ends[2];
+        thresholds(j, *tau, range);
+        j->k->alloc_shift_f32(x, j->C, *tau, range, out, ends);
+        if (ends[0] == s.ends[0] && ends[1] == s.ends[1]) return 1;
+    }
+    return 0;
+}
+
+/* From this shift on a double has too few bits left for fractions of a bit. */
+#define FAR_SHIFT 0x1p27
+
+/* One row. Where the shift is far, the row is moved there first: differences of wishes that can be
+ * between the ends together are exact in float. */
+static void project(const job *j, const float *x, float *out) {
     double tau = first_guess(j, x);
     if (isnan(tau)) {
         for (size_t c = 0; c < j->C; c++) out[c] = NAN;
         return;
     }
-    search a = {j, x, j->all_w, -INFINITY, INFINITY};
-    for (int step = 0, solved = 0; step < 200; step++) {
-        float range[4];
-        thresholds(j, tau, range);
-        j->k->alloc_sums_f32(x, j->weight, j->C, range[2], range[3], &s);
-        const double next = next_shift(&a, &s, tau, &solved);
-        if (next == tau || !(next >= a.left && next <= a.right)) break;
-        tau = next;
-        if (!solved) continue;
-        size_t ends[2];
-        thresholds(j, tau, range);
-        /* A row in place is overwritten, so the test of the sets is a pass of its own. */
-        if (out == x) continue;
-        j->k->alloc_shift_f32(x, j->C, tau, range, out, ends);
-        if (ends[0] == s.ends[0] && ends[1] == s.ends[1]) return;
+    int written = solve(j, x, out, &tau);
+    for (int round = 0; round < 4 && fabs(tau) >= FAR_SHIFT; round++) {
+        const float at = (float)fmin(fmax(-tau, -(double)FLT_MAX), (double)FLT_MAX);
+        for (size_t c = 0; c < j->C; c++) out[c] = cq_clampf(x[c] - at, -FLT_MAX, FLT_MAX);
+        x = out;
+        tau = first_guess(j, x);
+        written = solve(j, x, out, &tau);
     }
+    if (written) return;
     float range[4];
     size_t ends[2];
     thresholds(j, tau, range);
@@ -169,7 +196,7 @@ cq_status cq_project_bwd_row(cq_ctx *cx, const float *g, const float *b, const f
     CQ_TRY(check_range(cx, lo, hi));
     CQ_TRY(check_weight(cx, weight, C));
     job j = {cx->k, b, g, weight, gx, NULL, lo, hi, 0.0, 0.0, 0, C};
-    return cq_parallel_rows(cx, R, cq_grain(C), backward_rows, &j);
+    return cq_parallel_rows(cx, R, cq_grain(C * 4), backward_rows, &j);
 }
 
 cq_status cq_round_bits_row(cq_ctx *cx, const float *b, int lo, int hi, int64_t total, uint8_t *out,

@@ -36,6 +36,37 @@ def test_kernel_equals_reference_and_meets_the_mean(shape: tuple[int, int], weig
         assert float((mean - target).abs().max()) < 1e-6
 
 
+BIG = 3.4028235e38
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ([3e38] * 4, [4, 4, 4, 4]),
+        ([-3e38] * 4, [4, 4, 4, 4]),
+        ([BIG, BIG, -BIG, -BIG], [6, 6, 2, 2]),
+        ([BIG, -BIG, 1.0, 2.0], [8, 2, 2.5, 3.5]),
+        ([3e38, 2e38, 1e30, -5.0], [8, 4, 2, 2]),
+        ([2.0**30, 2.0**30, 2.0**30 + 128, 0.0], [3, 3, 8, 2]),
+    ],
+)
+def test_huge_wishes(row: list[float], want: list[float]) -> None:
+    """A shift of 3e38 has no bits left for fractions: the kernel and the reference go there."""
+    x = torch.tensor([row, [1.0, 2.0, 3.0, 4.0]]).requires_grad_()
+    got = project_bits(x, 4.0, 2.0, 8.0)
+    assert got[0].tolist() == pytest.approx(want, abs=1e-6)
+    assert torch.equal(got[1], project_bits(x[1:].detach(), 4.0, 2.0, 8.0)[0])
+    assert reference_project(x.detach(), None, 4.0, 2.0, 8.0).tolist() == got.tolist()
+    inplace = x.detach().clone().numpy()
+    assert project_array(inplace, 4.0, 2.0, 8.0, out=inplace).tolist() == got.tolist()
+    got.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2))
+    free = torch.tensor([2 < v < 8 for v in want])
+    g = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    mean = g[free].mean() if free.any() else 0.0
+    assert x.grad is not None
+    assert x.grad[0].tolist() == torch.where(free, g - mean, 0.0).tolist()
+
+
 def test_it_is_the_nearest_point() -> None:
     """No feasible point that a small exchange reaches is nearer (variational inequality)."""
     x = wishes(1, 9).double()

@@ -10,35 +10,32 @@
  *
  * `weight` NULL: ones, otherwise > 0. lo <= target <= hi. A row with NaN or infinity becomes NaN,
  * its gradient 0. Zero is +0. tau is found by Newton steps on the piecewise linear sum (csrc/ops):
- * first with float sums of the free channels (`guess`: 64 lanes, i % 64), then with double sums (16
- * lanes, i % 16), inside a bracket; when the three sets (at lo, free, at hi) are those that tau was
- * solved for, it is exact. It is added as two floats, (x + float(tau)) + float(tau - float(tau)),
- * so a large common offset of x costs no accuracy. Lanes are added pairwise; no FMA.
- * round: lo <= out <= hi <= 255, lo * n <= total <= hi * n. Exactness: EXACT.
+ * first with float sums of the clamped channels (`guess`: 64 lanes, i % 64), then with double sums
+ * of the free ones (16 lanes, i % 16), inside a bracket; when the three sets (at lo, free, at hi)
+ * are those that tau was solved for, it is exact. It is added as two floats, (x + float(tau)) +
+ * float(tau - float(tau)), so a large common offset of x costs no accuracy. Lanes are added
+ * pairwise; no FMA. round: lo <= out <= hi <= 255, lo * n <= total <= hi * n. Exactness: EXACT.
  *
  * Source: reverse water-filling, Cover and Thomas, Elements of Information Theory, 13.3.3. */
 #include "core/dispatch.h"
+#include "core/grid.h"
 
 #include <math.h>
 
-/* Weights of one; free_x is NaN if any x is NaN or infinite. */
-void cq_alloc_guess_f32_scalar(const float *x, size_t n, float low, float high,
-                               cq_alloc_sums *out) {
-    float free_x[64] = {0};
-    size_t downs = 0, ups = 0;
+/* Weights of one: sum of x clamped to [low, high] (NaN if any x is NaN or infinite), and how many x
+ * lie inside, ends included. */
+void cq_alloc_guess_f32_scalar(const float *x, size_t n, float low, float high, float *sum,
+                               size_t *inside) {
+    float lane[64] = {0};
     int odd = 0;
+    *inside = 0;
     for (size_t i = 0; i < n; i++) {
-        const int down = x[i] <= low, up = x[i] >= high;
-        if (!down && !up) free_x[i % 64] += x[i];
-        downs += (size_t)down;
-        ups += (size_t)up;
+        const float c = cq_clampf(x[i], low, high);
+        lane[i % 64] += c;
+        *inside += c == x[i];
         odd |= !isfinite(x[i]);
     }
-    *out = (cq_alloc_sums){(double)n - (double)downs - (double)ups,
-                           odd ? (double)NAN : (double)cq_alloc_lanes_f32(free_x),
-                           (double)downs,
-                           (double)ups,
-                           {downs, ups}};
+    *sum = odd ? NAN : cq_alloc_lanes_f32(lane);
 }
 
 void cq_alloc_sums_f32_scalar(const float *x, const float *weight, size_t n, float low, float high,
