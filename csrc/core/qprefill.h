@@ -37,9 +37,10 @@ typedef struct cq_qprefill_strip {
 /* Rows of x times a panel: one chunk of K of m x n blocks. What `digits` alone uses belongs to 16
  * rows and one group: sums and steps as qlinear_f32_digits leaves them with a stride of 16. */
 typedef struct cq_qprefill_block {
-    const uint8_t *x;      /* at the chunk; stride of 16 rows of bytes ldx */
-    const int8_t *panel;   /* [2 n] strips */
-    const float *scale;    /* [groups][32 n], stride of a group ld; so shift and centre */
+    const uint8_t *x;    /* at the chunk; stride of 16 rows of bytes ldx */
+    const int8_t *panel; /* [2 n] strips; `tiles`: the tiles of 8 bits themselves, unsigned codes */
+    size_t ldpanel;      /* from strip to strip */
+    const float *scale;  /* [groups][32 n], stride of a group ld; so shift and centre */
     const int32_t *shift;  /* what the level's panel kernel left */
     const int32_t *centre; /* or NULL: times xsum, to be added to the dots */
     const int32_t *xsum;   /* [32 m], stride ldsum, one per group: sums of x over the group;

@@ -13,6 +13,9 @@
 
 enum {
     MAX_ROWS = 512,
+    TILE_ROWS = 256, /* where the tiles are multiplied as they lie */
+    TILE_COLS = 32,
+    TILE_STEPS = 64,
     MAX_COLS = 256,
     MIN_COLS = 64,
     MIN_ROWS = 32,
@@ -26,6 +29,7 @@ enum { CHUNK_STEPS = 8, SPLIT_STEPS = 16 }; /* steps of a chunk; of a group long
 typedef struct plan {
     size_t rows, cols, row_tasks, col_tasks; /* of a task, a multiple of 32; of the output */
     size_t digits;                           /* rows of bytes per row of x */
+    int tiles;                               /* whether there is no panel */
     size_t wide, per;                        /* inputs of a group of the weight; groups in it */
     size_t group, steps, groups, total;      /* inputs, steps of a group; groups, steps of a row */
     size_t chunk_steps, chunk_groups;        /* a chunk: groups, or steps of one group */
@@ -61,10 +65,21 @@ static void plan_slot(plan *p) {
     p->part = block;
     p->panel = p->part + (p->chunk_groups ? 0 : block);
     const size_t steps = p->chunk_groups ? p->chunk_groups * p->steps : p->chunk_steps;
-    p->grids = p->panel + p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
+    p->grids = p->panel;
+    if (!p->tiles) p->grids += p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
     const size_t groups = p->chunk_groups ? p->chunk_groups : 1;
     p->line = p->grids + 3 * up(groups * p->cols * sizeof(float), 64);
     p->slot = p->line + up(p->groups / p->per * p->wide, 64) * (p->digits + sizeof(float));
+}
+
+/* Whether the weight is 8 bits with a scale per output: its tiles are multiplied as they lie, on
+ * levels whose rows are x itself. */
+static int as_tiles(const cq_ctx *cx, const cq_qlinear *a) {
+    const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
+    const int can = cx->k->qprefill_tiles != plain->qprefill_tiles ||
+                    cx->k->qprefill_row == plain->qprefill_row;
+    return can && a->mode != CQ_QLINEAR_F32 && a->w.G == 1 && a->w.K > 2 * CQ_TILE &&
+           !a->w.strip_bits && a->w.bits == 8;
 }
 
 static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
@@ -75,14 +90,15 @@ static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     p.group = cq_block_inputs(w->K, w->G, f32);
     p.groups = cq_blocks(w->K, w->G, f32);
     p.per = p.groups / w->G;
-    p.row_tasks = cq_ceil_div(M, MAX_ROWS);
+    p.tiles = as_tiles(cx, a);
+    p.row_tasks = cq_ceil_div(M, p.tiles ? TILE_ROWS : MAX_ROWS);
     p.rows = p.row_tasks ? up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
-    p.cols = MAX_COLS;
+    p.cols = p.tiles ? TILE_COLS : MAX_COLS;
     while (p.cols > MIN_COLS && p.row_tasks * cq_ceil_div(w->N, p.cols) < ENOUGH_TASKS) p.cols /= 2;
     p.col_tasks = cq_ceil_div(w->N, p.cols);
     p.steps = cq_ceil_div(p.group, CQ_TILE);
     p.total = p.groups * p.steps;
-    p.chunk_steps = p.steps <= CHUNK_STEPS ? p.steps : SPLIT_STEPS;
+    p.chunk_steps = p.steps <= CHUNK_STEPS ? p.steps : p.tiles ? TILE_STEPS : SPLIT_STEPS;
     const size_t room = p.group <= CQ_TILE / 2 ? 2 * CHUNK_STEPS : CHUNK_STEPS;
     if (p.steps && p.steps <= CHUNK_STEPS) p.chunk_groups = room / p.steps;
     plan_slot(&p);
@@ -242,12 +258,13 @@ static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bit
     const cq_tiles *w = &t->j->a->w;
     const uint16_t *halves = (const uint16_t *)(const void *)head;
     const uint8_t *zero = head + 2 * w->G * CQ_STRIP;
+    const int middle = t->j->p.tiles ? 0 : 128;
     for (size_t i = 0; i < t->groups; i++) {
         const size_t at = i * t->j->p.cols + strip * CQ_STRIP,
                      from = (t->g + i) / t->j->p.per * CQ_STRIP;
         for (size_t n = 0; n < CQ_STRIP; n++) scale[at + n] = cq_half_to_float(halves[from + n]);
         for (size_t n = 0; n < CQ_STRIP && centre; n++)
-            centre[at + n] = off_centre(w, bits) ? 128 - zero[from + n] : 0;
+            centre[at + n] = off_centre(w, bits) ? middle - zero[from + n] : middle - 128;
     }
 }
 
@@ -260,6 +277,7 @@ static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_
     const size_t done = t->step * CQ_TILE; /* inputs of the group before the chunk */
     const uint8_t *from = w->data + cq_strip_offset(w, t->n0 / CQ_STRIP);
     int8_t *panel = (int8_t *)(t->slot + p->panel);
+    b->ldpanel = bytes;
     if (t->strips < 2 * b->n) {
         memset(panel + t->strips * bytes, 0, bytes);
         for (size_t i = 0; i < t->groups; i++) {
@@ -293,6 +311,18 @@ static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_
     b->panel = panel, b->scale = scale, b->shift = shift, b->centre = centre;
 }
 
+/* The same where the tiles take the place of the panel; a last strip alone is multiplied twice. */
+static void find_tiles(const task *t, cq_qprefill_block *b, float *scale, int32_t *centre) {
+    const cq_tiles *w = &t->j->a->w;
+    const size_t bytes = cq_strip_bytes(w->K, w->G, w->bits, w->asymmetric);
+    const uint8_t *from = w->data + t->n0 / CQ_STRIP * bytes;
+    b->panel = (const int8_t *)from + cq_strip_head(w->G, w->asymmetric);
+    b->panel += t->step * CQ_QPREFILL_STEP;
+    b->ldpanel = t->strips < 2 ? 0 : bytes;
+    for (size_t i = 0; i < 2; i++) fill_grids(t, i, from + i * b->ldpanel, w->bits, scale, centre);
+    b->scale = scale, b->centre = centre;
+}
+
 static void multiply_chunk(const task *t) {
     const plan *p = &t->j->p;
     const size_t grid = up(t->groups * p->cols * sizeof(float), 64);
@@ -319,11 +349,16 @@ static void multiply_chunk(const task *t) {
     b.first = t->g == 0;
     b.begin = t->step == 0;
     b.end = t->step + t->steps == p->steps;
-    const int off = t->j->centred;
-    int32_t *centre = off ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
-    fill_panel(t, &b, (float *)(void *)grids, (int32_t *)(void *)(grids + grid), centre);
+    int32_t *centre = t->j->centred ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
+    float *scale = (float *)(void *)grids;
+    if (p->tiles)
+        find_tiles(t, &b, scale, centre);
+    else
+        fill_panel(t, &b, scale, (int32_t *)(void *)(grids + grid), centre);
     if (!b.end) b.centre = NULL;
-    if (p->digits > 1)
+    if (p->tiles)
+        t->j->k->qprefill_tiles(&b);
+    else if (p->digits > 1)
         t->j->k->qprefill_digits(&b);
     else
         t->j->k->qprefill_block(&b);
@@ -371,7 +406,7 @@ static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
 
 cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     job j = {.cx = cx, .k = cx->k, .a = a, .e = a->e, .p = make_plan(cx, a)};
-    j.centred = a->w.asymmetric && any_bytes(&a->w);
+    j.centred = j.p.tiles || (a->w.asymmetric && any_bytes(&a->w));
     j.work = work + (64 - (uintptr_t)work % 64) % 64;
     if (a->mode == CQ_QLINEAR_DYNAMIC) j.e.xscale = (const float *)(void *)(j.work + j.p.xscale);
     const size_t blocks = j.p.row_tasks * j.p.rows / CQ_QPREFILL_BLOCK;

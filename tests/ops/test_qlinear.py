@@ -96,6 +96,19 @@ def test_epilogue_against_the_reference(act_bits: int, activation: str, dtype: t
     torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("outs", [20, 40])
+@pytest.mark.parametrize("cols", [64, 129, 4168])
+def test_bytes_with_a_scale_per_output(cols: int, outs: int) -> None:
+    """Many rows take the tiles as they lie, in two chunks of 4168 inputs; an odd strip is last."""
+    for asymmetric in (False, True):
+        grid = Grid(outs, cols, 1, 8, asymmetric)
+        tiles, x = repack(*weight(grid), grid).numpy(), normal(33, cols).numpy()
+        x[0], x[1] = 1.0, -1.0
+        for isa in native().ISAS:
+            few = [run(isa, 1, rows, tiles, grid, 8) for rows in np.array_split(x, 3)]
+            assert np.array_equal(run(isa, 2, x, tiles, grid, 8), np.concatenate(few)), isa
+
+
 @pytest.mark.parametrize("groups", [1, 2, 9])
 def test_bfloat16_rows_are_their_float32_values(groups: int) -> None:
     """Groups of 608, 304 and 64 inputs; sixteen rows of small integers leave out two digits."""

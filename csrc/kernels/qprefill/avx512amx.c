@@ -40,23 +40,29 @@ typedef struct sides { /* both tiles of both operands */
     const int8_t *w0, *w1;
 } sides;
 
+#define MULTIPLY(C, X, W)                                                                          \
+    if (codes)                                                                                     \
+        _tile_dpbsud(C, X, W);                                                                     \
+    else                                                                                           \
+        _tile_dpbssd(C, X, W);
+
 /* One step; between its products `count` vectors each of what is pending, from `at` on. */
-CQ_INLINE void step(sides s, int32_t *to, const int last, const pending *p, const size_t at,
-                    const size_t count) {
+CQ_INLINE void step(sides s, const int codes, int32_t *to, const int last, const pending *p,
+                    const size_t at, const size_t count) {
     _tile_loadd(4, s.x0, 64);
     _tile_loadd(6, s.w0, 64);
-    _tile_dpbssd(0, 4, 6);
+    MULTIPLY(0, 4, 6)
     if (last) _tile_stored(0, to, 64);
     scale_dots(p, at, count);
     _tile_loadd(7, s.w1, 64);
-    _tile_dpbssd(1, 4, 7);
+    MULTIPLY(1, 4, 7)
     if (last) _tile_stored(1, to + 256, 64);
     scale_dots(p, at + count, count);
     _tile_loadd(5, s.x1, 64);
-    _tile_dpbssd(2, 5, 6);
+    MULTIPLY(2, 5, 6)
     if (last) _tile_stored(2, to + 512, 64);
     scale_dots(p, at + 2 * count, count);
-    _tile_dpbssd(3, 5, 7);
+    MULTIPLY(3, 5, 7)
     if (last) _tile_stored(3, to + 768, 64);
     scale_dots(p, at + 3 * count, count);
 }
@@ -80,19 +86,19 @@ CQ_INLINE void start(const int32_t *part) {
 }
 
 /* The dots of a group; meanwhile half of what is pending. `steps` is 1, 2, or 3 for more. */
-CQ_INLINE void group(const size_t steps, size_t count, sides s, const int32_t *part, int32_t *to,
-                     const pending *p, const size_t half) {
+CQ_INLINE void group(const size_t steps, const int codes, size_t count, sides s,
+                     const int32_t *part, int32_t *to, const pending *p, const size_t half) {
     start(part);
     if (steps == 1) {
-        step(s, to, 1, p, 32 * half, 8);
+        step(s, codes, to, 1, p, 32 * half, 8);
         return;
     }
-    step(s, to, 0, p, 32 * half, 4);
+    step(s, codes, to, 0, p, 32 * half, 4);
     s = next(s);
-    step(s, to, steps == 2, p, 32 * half + 16, 4);
+    step(s, codes, to, steps == 2, p, 32 * half + 16, 4);
     if (steps == 2) return;
-    for (size_t i = 3; i < count; i++) step(s = next(s), to, 0, p, 0, 0);
-    step(next(s), to, 1, p, 0, 0);
+    for (size_t i = 3; i < count; i++) step(s = next(s), codes, to, 0, p, 0, 0);
+    step(next(s), codes, to, 1, p, 0, 0);
 }
 
 /* Add centre * xsum to the dots of a group of a block. */
@@ -111,9 +117,9 @@ static void centre_dots(const cq_qprefill_block *b, size_t i, size_t n, size_t g
 
 /* All groups of block (i, j), leaving the last pair pending; `dots` alternates between two pairs.
  */
-CQ_INLINE void one_block(const cq_qprefill_block *b, const size_t steps, size_t i, size_t j,
-                         int32_t *dots, size_t *turn, pending *p) {
-    const size_t N = b->ld, strip = b->groups * b->steps * STEP, at = (i * b->n + j) * 1024;
+CQ_INLINE void one_block(const cq_qprefill_block *b, const size_t steps, const int codes, size_t i,
+                         size_t j, int32_t *dots, size_t *turn, pending *p) {
+    const size_t N = b->ld, strip = b->ldpanel, at = (i * b->n + j) * 1024;
     const int32_t *part = b->begin ? NULL : b->part + at;
     sides s = {b->x + 2 * i * b->ldx, b->x + (2 * i + 1) * b->ldx, b->panel + 2 * j * strip,
                b->panel + (2 * j + 1) * strip};
@@ -121,11 +127,11 @@ CQ_INLINE void one_block(const cq_qprefill_block *b, const size_t steps, size_t 
         int32_t *dot = dots + *turn * 2 * DOTS;
         const float *scale = b->scale + g * N + 32 * j;
         const int two = g + 1 < b->groups;
-        group(steps, b->steps, s, part, dot, p, 0);
+        group(steps, codes, b->steps, s, part, dot, p, 0);
         s.x0 += b->steps * STEP, s.x1 += b->steps * STEP;
         s.w0 += b->steps * STEP, s.w1 += b->steps * STEP;
         if (two) {
-            group(steps, b->steps, s, NULL, dot + DOTS, p, 1);
+            group(steps, codes, b->steps, s, NULL, dot + DOTS, p, 1);
             s.x0 += b->steps * STEP, s.x1 += b->steps * STEP;
             s.w0 += b->steps * STEP, s.w1 += b->steps * STEP;
         } else {
@@ -142,45 +148,49 @@ CQ_INLINE void one_block(const cq_qprefill_block *b, const size_t steps, size_t 
     }
 }
 
-CQ_INLINE void blocks(const cq_qprefill_block *b, const size_t steps) {
+CQ_INLINE void blocks(const cq_qprefill_block *b, const size_t steps, const int codes) {
     _Alignas(64) int32_t dots[4 * DOTS] = {0};
     _Alignas(64) float none[DOTS];
     const __m512 zero = _mm512_setzero_ps();
     pending p = {zero, zero, zero, zero, none, dots, 0};
     size_t turn = 1;
     for (size_t i = 0; i < b->m; i++)
-        for (size_t j = 0; j < b->n; j++) one_block(b, steps, i, j, dots, &turn, &p);
+        for (size_t j = 0; j < b->n; j++) one_block(b, steps, codes, i, j, dots, &turn, &p);
     for (size_t q = 0; q < 64; q += 32) scale_dots(&p, q, 32);
 }
 
 /* A chunk that does not end its group: dots to part. */
-static void partial(const cq_qprefill_block *b) {
+CQ_INLINE void partial(const cq_qprefill_block *b, const int codes) {
     const pending none = {.acc = NULL};
     for (size_t i = 0; i < b->m; i++) {
         for (size_t j = 0; j < b->n; j++) {
-            const size_t strip = b->steps * STEP;
+            const size_t strip = b->ldpanel;
             int32_t *part = b->part + (i * b->n + j) * 1024;
             sides s = {b->x + 2 * i * b->ldx, b->x + (2 * i + 1) * b->ldx, b->panel + 2 * j * strip,
                        b->panel + (2 * j + 1) * strip};
             start(b->begin ? NULL : part);
-            for (size_t k = 1; k < b->steps; k++, s = next(s)) step(s, part, 0, &none, 0, 0);
-            step(s, part, 1, &none, 0, 0);
+            for (size_t k = 1; k < b->steps; k++, s = next(s)) step(s, codes, part, 0, &none, 0, 0);
+            step(s, codes, part, 1, &none, 0, 0);
         }
     }
 }
 
-void cq_qprefill_block_avx512amx(const cq_qprefill_block *b) {
+CQ_INLINE void run(const cq_qprefill_block *b, const int codes) {
     configure(b->quads);
     if (!b->end)
-        partial(b);
+        partial(b, codes);
     else if (b->steps == 1)
-        blocks(b, 1);
+        blocks(b, 1, codes);
     else if (b->steps == 2)
-        blocks(b, 2);
+        blocks(b, 2, codes);
     else
-        blocks(b, 3);
+        blocks(b, 3, codes);
     _tile_release();
 }
+
+void cq_qprefill_block_avx512amx(const cq_qprefill_block *b) { run(b, 0); }
+
+void cq_qprefill_tiles_avx512amx(const cq_qprefill_block *b) { run(b, 1); }
 
 #include "core/isa_end.h"
 #endif

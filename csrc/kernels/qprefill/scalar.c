@@ -6,7 +6,8 @@
  *   panel    panel[..][q][n][i] = code - zero of output n, input 4 q + i; shift is the level's own
  *   block    dot = (begin ? 0 : part) + sum x * panel + (end ? centre * xsum : 0)        int32
  *            end:  acc = fma(scale, (float)dot, first ? 0 : acc), groups in order;  else part = dot
- *   digits   the same for float32: D of each digit as dot above, with xsum of two digits at a time
+ *   tiles    as block, with `code` in place of `code - zero`: tiles of 8 bits where they lie
+ *   digits   as block for float32: D of each digit as dot above, with xsum of two digits at a time
  *            f = fma((float)(D3 * 256 + D2), 65536, (float)(D1 * 256 + D0))
  *            acc = fma(scale * xstep, f, first ? 0 : acc);  digits below `zeros` need not be read
  *
@@ -65,26 +66,28 @@ void cq_qprefill_panel_scalar(const cq_qprefill_strip *s) {
 
 /* One dot of a group: row r of the block at x, output n of the block at w. */
 static int32_t dot_of(const cq_qprefill_block *b, const uint8_t *x, const int8_t *w, size_t r,
-                      size_t n) {
-    const size_t strip = b->groups * b->steps * STEP;
+                      size_t n, int codes) {
     const int8_t *row = (const int8_t *)x + r / 16 * b->ldx + r % 16 * QUAD;
-    const int8_t *col = w + n / 16 * strip + n % 16 * 4;
+    const int8_t *col = w + n / 16 * b->ldpanel + n % 16 * 4;
     int32_t dot = 0;
-    for (size_t s = 0; s < b->steps; s++)
-        for (size_t k = 0; k < 4 * b->quads; k++)
-            dot += row[s * STEP + k] * col[s * STEP + k / 4 * QUAD + k % 4];
+    for (size_t s = 0; s < b->steps; s++) {
+        for (size_t k = 0; k < 4 * b->quads; k++) {
+            const int8_t v = col[s * STEP + k / 4 * QUAD + k % 4];
+            dot += row[s * STEP + k] * (codes ? (uint8_t)v : v);
+        }
+    }
     return dot;
 }
 
-static void one_block(const cq_qprefill_block *b, size_t i, size_t j, size_t g) {
-    const size_t N = b->ld, chunk = b->groups * b->steps * STEP;
+static void one_block(const cq_qprefill_block *b, size_t i, size_t j, size_t g, int codes) {
+    const size_t N = b->ld;
     const uint8_t *x = b->x + 2 * i * b->ldx + g * b->steps * STEP;
-    const int8_t *w = b->panel + 2 * j * chunk + g * b->steps * STEP;
+    const int8_t *w = b->panel + 2 * j * b->ldpanel + g * b->steps * STEP;
     for (size_t r = 0; r < CQ_QPREFILL_BLOCK; r++) {
         for (size_t c = 0; c < CQ_QPREFILL_BLOCK; c++) {
             const size_t n = g * N + j * CQ_QPREFILL_BLOCK + c;
             const size_t at = (i * b->n + j) * 1024 + r / 16 * 512 + c / 16 * 256 + r % 16 * 16;
-            int32_t dot = dot_of(b, x, w, r, c);
+            int32_t dot = dot_of(b, x, w, r, c, codes);
             if (!b->begin) dot += b->part[at + c % 16];
             if (!b->end) {
                 b->part[at + c % 16] = dot;
@@ -101,21 +104,27 @@ static void one_block(const cq_qprefill_block *b, size_t i, size_t j, size_t g) 
 void cq_qprefill_block_scalar(const cq_qprefill_block *b) {
     for (size_t i = 0; i < b->m; i++)
         for (size_t j = 0; j < b->n; j++)
-            for (size_t g = 0; g < b->groups; g++) one_block(b, i, j, g);
+            for (size_t g = 0; g < b->groups; g++) one_block(b, i, j, g, 0);
+}
+
+void cq_qprefill_tiles_scalar(const cq_qprefill_block *b) {
+    for (size_t i = 0; i < b->m; i++)
+        for (size_t j = 0; j < b->n; j++)
+            for (size_t g = 0; g < b->groups; g++) one_block(b, i, j, g, 1);
 }
 
 /* Rows of x i of its 16 with strip j of the panel, group g. */
 static void one_cell(const cq_qprefill_block *b, size_t i, size_t j, size_t g) {
     const size_t at = i * b->ldsum + g, n0 = g * b->ld + j * CQ_STRIP;
     const uint8_t *x = b->x + CQ_DIGITS * i * b->ldx + g * b->steps * STEP;
-    const int8_t *w = b->panel + (j * b->groups + g) * b->steps * STEP;
+    const int8_t *w = b->panel + j * b->ldpanel + g * b->steps * STEP;
     float *acc = b->acc + (i / 2 * b->n + j / 2) * 1024 + i % 2 * 512 + j % 2 * 256;
     for (size_t r = 0; r < 16; r++) {
         const int32_t *sum = b->xsum + (at * 16 + r) * 2;
         for (size_t n = 0; n < CQ_STRIP; n++) {
             const float step = b->scale[n0 + n] * b->xstep[at * 16 + r];
             int32_t d[CQ_DIGITS];
-            for (size_t c = 0; c < CQ_DIGITS; c++) d[c] = dot_of(b, x + c * b->ldx, w, r, n);
+            for (size_t c = 0; c < CQ_DIGITS; c++) d[c] = dot_of(b, x + c * b->ldx, w, r, n, 0);
             const int32_t centre = b->centre ? b->centre[n0 + n] : 0;
             const int32_t high = d[3] * 256 + d[2] + (centre ? centre * sum[0] : 0);
             const int32_t low = d[1] * 256 + d[0] + (centre ? centre * sum[1] : 0);

@@ -58,6 +58,9 @@ def products(call: Product, a: Arrays, what: str) -> Arrays:
     """Return what tests kernel `what`, each by ``call(a, bits, asymmetric, form)``."""
     if what == "row":
         return {"floats": call(a, 4, False, "floats"), "codes": call(a, 4, False, "codes")}
+    if what == "tiles":
+        one = {**a, "scale": a["scale"][:, :1].copy(), "zero": a["zero"][:, :1].copy()}
+        return {"a": call(one, 8, True, "codes"), "s": call(one, 8, False, "codes")}
     if what != "panel":
         form = "digits" if what == "digits" else "codes"
         return {"a": call(a, 8, True, form), "s": call(a, 4, False, form)}
@@ -108,4 +111,5 @@ def case(what: str) -> Case:
     return Case(make, run, lambda a: products(product, a, what))
 
 
-CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in ("row", "panel", "block", "digits")}
+KERNELS = ("row", "panel", "block", "tiles", "digits")
+CASES: dict[str, Case] = {f"qprefill_{w}": case(w) for w in KERNELS}
