@@ -60,14 +60,14 @@ types: $(VENV)
 	$(BIN)/python -m mypy.stubtest cmibq._C --ignore-disjoint-bases
 	$(BIN)/mypy tests/typing
 
-# Address and undefined-behaviour sanitizers over everything that calls C without torch.
+# Address and undefined-behaviour sanitizers over everything that calls C without torch, and the fuzz.
 # pytest must leave stderr alone: what it captured would be lost with the process.
 asan: $(VENV)
 	CMIBQ_SANITIZE=address $(BIN)/python setup.py -q build --build-base .build-asan --build-lib .build-asan/lib
 	PYTHONPATH=.build-asan/lib:. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	CMIBQ_EXPECT=.build-asan $(BIN)/python -P -m pytest -q --capture=sys -o pythonpath= -m "not slow" \
-	tests/kernels tests/arrays tests/test_capi.py tests/test_interrupt.py tests/test_nomemory.py
+	tests/kernels tests/arrays tests/fuzz tests/test_capi.py tests/test_interrupt.py tests/test_nomemory.py
 
 # The kernels without Python: every ISA level against scalar, older CPUs and ARM emulated; the same
 # program under the thread sanitizer and under valgrind.

@@ -201,8 +201,14 @@ class PackedLinear(TiledCodes):
 
         Returns:
             [..., N] in the dtype of `x`.
+
+        Raises:
+            TypeError: `x` is not floating point.
+            ValueError: a shape does not fit.
         """
         if x.dtype not in (torch.float32, torch.bfloat16):
+            if not x.is_floating_point():
+                raise TypeError(f"packed layer: x is {x.dtype}; give a floating point tensor")
             wide = {k: None if t is None else t.to(torch.float32) for k, t in
                     (("up", up), ("residual", residual))}  # fmt: skip
             return self.forward(x.to(torch.float32), activation=activation, **wide).to(x.dtype)

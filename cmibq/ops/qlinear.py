@@ -76,15 +76,21 @@ def finish(y: Tensor, activation: str, up: Tensor | None, residual: Tensor | Non
 
 
 def _work(size: int) -> NDArray[np.uint8]:
-    """Return this thread's scratch memory, which grows as needed; a small layer takes its part."""
+    """Take this thread's scratch memory, which grows as needed; a small layer takes its part.
+
+    The caller puts it back: a signal handler that runs a layer meanwhile needs memory of its own.
+    """
     held: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
-    if held is None or len(held) < size:
-        held = _scratch.memory = np.empty(size, np.uint8)
-    return held
+    _scratch.memory = None
+    return np.empty(size, np.uint8) if held is None or len(held) < size else held
 
 
-def _flat(t: Tensor | None, cols: int) -> NDArray[Any] | None:
-    return None if t is None else view(t.reshape(-1, cols).contiguous())
+def _flat(name: str, t: Tensor | None, like: Tensor) -> NDArray[Any] | None:
+    if t is None:
+        return None
+    if t.shape != like.shape:  # other shapes of as many elements would pair other rows
+        raise ValueError(f"qlinear: {name} is {list(t.shape)}, expected {list(like.shape)}")
+    return view(t.reshape(-1, t.shape[-1]).contiguous())
 
 
 def multiply(
@@ -108,10 +114,13 @@ def multiply(
             f"qlinear: out is {out.dtype} {list(out.shape)}, expected {x.dtype} "
             f"{[*x.shape[:-1], outs]}"
         )
+    elif not out.is_contiguous():  # reshaping it below would be a copy
+        raise ValueError("qlinear: out must be contiguous; write to a new tensor and copy that")
     rows, results = view(x if x.is_contiguous() else x.contiguous()), view(out)
     if rows.ndim != 2:
         rows, results = rows.reshape(-1, cols), results.reshape(-1, outs)
     size = core.qlinear_workspace(len(rows), outs, cols, groups, bits, strips, act_bits, half, 0)
+    work = _work(size)
     (core.qlinear_bf16 if half else core.qlinear_f32)(
         rows,
         act_bits,
@@ -121,12 +130,13 @@ def multiply(
         strips,
         asymmetric,
         bias,
-        _flat(up, outs),
-        _flat(residual, outs),
+        _flat("up", up, out),
+        _flat("residual", residual, out),
         activation,
         results,
-        _work(size),
+        work,
     )
+    _scratch.memory = work
     return out
 
 

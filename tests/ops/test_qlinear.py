@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cmibq.nn import PackedLinear
 from cmibq.ops import codes_token, pack, qgemm, qgemm_s8
 from cmibq.ops.qlinear import ACTIVATIONS, qlinear, reference
 from cmibq.ops.tiles import Tiling, repack, unrepack
+from cmibq.quant import PerGroup, QuantSpec
 from cmibq.runtime import kernels, native
 
 Weight = tuple[Tensor, Tensor, Tensor | None]
@@ -156,3 +160,44 @@ def test_bad_arguments() -> None:
     strips = np.array([9], np.uint8)
     with pytest.raises(ValueError, match=r"strip_bits\[0\] is 9, allowed are 2..8"):
         kernels().qgemm_tiles_bytes(8, 64, 2, 3, 0, strips)
+
+
+def test_a_layer_that_runs_in_the_middle_of_another_has_its_own_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal handler does, between two blocks of the kernel."""
+    grid = Tiling(40, 1024, 8, 4, False)
+    tiles, x = repack(*weight(grid), grid), normal(64, 1024)
+    want, core, scratch = qlinear(x, tiles, grid, act_bits=8), kernels(), []
+
+    class Core:
+        qlinear_workspace = core.qlinear_workspace
+
+        @staticmethod
+        def qlinear_f32(*args: np.ndarray) -> None:
+            scratch.append(args[-1])
+            if len(scratch) == 1:
+                assert torch.equal(qlinear(x, tiles, grid, act_bits=8), want)
+            core.qlinear_f32(*args)
+
+    monkeypatch.setattr(sys.modules["cmibq.ops.qlinear"], "kernels", Core)
+    assert torch.equal(qlinear(x, tiles, grid, act_bits=8), want)
+    assert not np.shares_memory(*scratch)
+
+
+def test_factors_and_results_of_another_shape_or_order_are_refused() -> None:
+    grid = Tiling(16, 64, 2, 4, False)
+    tiles, x = repack(*weight(grid), grid), normal(2, 3, 64)
+    other = normal(3, 2, 16)
+    with pytest.raises(ValueError, match=r"residual is \[3, 2, 16\], expected \[2, 3, 16\]"):
+        qlinear(x, tiles, grid, residual=other)
+    with pytest.raises(ValueError, match=r"up is \[6, 16\], expected \[2, 3, 16\]"):
+        qlinear(x, tiles, grid, up=other.view(6, 16))
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        qlinear(x, tiles, grid, out=other.transpose(0, 1))
+
+
+def test_integers_are_no_activations() -> None:
+    layer = PackedLinear.from_linear(torch.nn.Linear(64, 16), QuantSpec(4, PerGroup(32)))
+    with pytest.raises(TypeError, match=r"x is torch.int32; give a floating point tensor"):
+        layer(torch.ones(2, 64, dtype=torch.int32))
