@@ -67,7 +67,8 @@ CQ_INLINE int cq_bits_of_strip(const cq_tiles *t, size_t strip) {
 #define CQ_DIGITS ((size_t)4)
 #define CQ_BLOCK ((size_t)256)
 
-/* M rows of activations times one strip. */
+/* M rows of activations times one strip; *_pair kernels: times the strip and the one `apart` bytes
+ * on, which has as many bits. */
 typedef struct cq_qlinear_strip {
     const uint8_t *head; /* of the strip; the tiles follow */
     const int8_t *x;     /* [M] (s8) or [M][CQ_DIGITS] (f32) rows of stride ldx, a multiple of
@@ -75,10 +76,19 @@ typedef struct cq_qlinear_strip {
     const int32_t *xsum; /* sums of x over each block: [blocks][stride]; f32: [blocks][stride][2],
                           * of digits 3 * 256 + 2 and of digits 1 * 256 + 0 */
     const float *xstep;  /* f32: [blocks][stride] */
-    float *out;          /* [M][CQ_STRIP] */
-    size_t ldx, stride, M, K, G;
+    float *out;          /* [M][CQ_STRIP]; pairs: [2][M][CQ_STRIP] */
+    size_t ldx, stride, M, K, G, apart;
     int bits, asymmetric;
 } cq_qlinear_strip;
+
+/* A pair, strip by strip. */
+CQ_INLINE void cq_each_strip(const cq_qlinear_strip *t, void (*strip)(const cq_qlinear_strip *)) {
+    cq_qlinear_strip one = *t;
+    strip(&one);
+    one.head += t->apart;
+    one.out += t->M * CQ_STRIP;
+    strip(&one);
+}
 
 /* What happens to sums before they are written; the pointers but `out` may be NULL. `up`,
  * `residual` and `out` are [M, N] of row stride ldo, float32 or, with bf16, bfloat16. */

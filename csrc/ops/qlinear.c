@@ -20,6 +20,7 @@ typedef struct job {
     float *xstep, *xscale, *rows; /* rows: bfloat16 x as float32 */
     size_t *offset;               /* of the strips, if they differ in width */
     size_t ldx, blocks, digits;
+    int pairs; /* whether this level multiplies two strips at once */
     size_t x_bytes, sum_bytes, step_bytes, scale_bytes, rows_bytes, offset_bytes;
 } job;
 
@@ -54,6 +55,7 @@ static job start(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     job j = plan(a);
     work += (64 - (uintptr_t)work % 64) % 64;
     j.k = cx->k;
+    j.pairs = cx->k->qlinear_s8_pair != cq_isa_table(CQ_ISA_scalar)->qlinear_s8_pair;
     j.cx = cx;
     j.x = (int8_t *)work;
     j.xsum = (int32_t *)(void *)(work += j.x_bytes);
@@ -123,18 +125,26 @@ static size_t place(const job *j, size_t strip) {
     return strip * cq_strip_bytes(w->K, w->G, w->bits, w->asymmetric);
 }
 
+static void multiply(const job *j, const cq_qlinear_strip *t, size_t strips) {
+    if (j->digits > 1)
+        strips > 1 ? j->k->qlinear_f32_pair(t) : j->k->qlinear_f32_strip(t);
+    else
+        strips > 1 ? j->k->qlinear_s8_pair(t) : j->k->qlinear_s8_strip(t);
+}
+
 static void run_strips(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
     const cq_tiles *w = &j->a->w;
-    _Alignas(64) float sums[CHUNK * 16];
+    _Alignas(64) float sums[2 * CHUNK * 16];
     cq_qlinear_strip t = {.out = sums, .ldx = j->ldx, .K = w->K, .G = w->G};
     t.asymmetric = w->asymmetric;
     t.stride = j->a->M;
     (void)block;
-    for (size_t s = begin; s < end; s++) {
-        const size_t n0 = s * CQ_STRIP;
+    for (size_t s = begin, strips; s < end; s += strips) {
         t.head = w->data + place(j, s);
         t.bits = cq_bits_of_strip(w, s);
+        t.apart = cq_strip_bytes(w->K, w->G, t.bits, w->asymmetric);
+        strips = j->pairs && s + 1 < end && cq_bits_of_strip(w, s + 1) == t.bits ? 2 : 1;
         for (size_t m = 0; m < j->a->M; m += CHUNK) {
             if (cq_stop(j->cx)) return;
             t.M = cq_min_size(j->a->M - m, CHUNK);
@@ -143,12 +153,13 @@ static void run_strips(void *ctx, size_t begin, size_t end, size_t block) {
             t.xstep = j->xstep + m;
             if (!w->K)
                 memset(sums, 0, sizeof sums);
-            else if (j->digits > 1)
-                j->k->qlinear_f32_strip(&t);
             else
-                j->k->qlinear_s8_strip(&t);
-            const cq_epilogue_at at = {m, t.M, n0, cq_min_size(w->N - n0, CQ_STRIP)};
-            j->k->qlinear_finish(sums, &at, &j->e);
+                multiply(j, &t, strips);
+            for (size_t i = 0; i < strips; i++) {
+                const size_t n0 = (s + i) * CQ_STRIP;
+                const cq_epilogue_at at = {m, t.M, n0, cq_min_size(w->N - n0, CQ_STRIP)};
+                j->k->qlinear_finish(sums + i * t.M * CQ_STRIP, &at, &j->e);
+            }
         }
     }
 }

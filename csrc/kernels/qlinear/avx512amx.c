@@ -1,194 +1,152 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The tiles of a block go to memory as they are multiplied, vector by vector: 16 of them are a tile
- * register of weights. 16 int8 rows of x are another, so one load of weights serves 16 rows: a
- * float32 row takes 4 of them. Blocks that do not end with a tile, and single rows of int8, are
- * left to vpdpbusd. tdpbsud: signed rows times unsigned codes, exact int32. */
+/* Codes go to memory a chunk (one or two tiles of one group) at a time, from where tile registers
+ * take them; 8-bit codes lie ready. int8 rows of x, up to 16 a register, are the other operand: a
+ * product holds the tile unit one cycle per row. A float32 row is CQ_DIGITS of them. Two strips
+ * share the rows that are loaded: rows of 4096 inputs do not stay in the L1 cache. Groups that do
+ * not end with a tile, and one or two rows of int8, are left to vpdpbusd. tdpbsud: signed rows
+ * times unsigned codes, exact int32. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512amx.h"
 
+#include "kernels/qlinear/chunks_avx512amx.h"
 #include "kernels/qlinear/sums_avx512.h"
-#include "kernels/qlinear/tile_avx512.h"
 
 #include <string.h>
 
-/* Rows in two tile registers, and tiles of codes in memory at once. */
-enum { ROWS = 32, TILES = 4, AHEAD = 2048 };
-
-typedef struct config {
-    uint8_t palette, start, zero[14];
-    uint16_t colsb[16];
-    uint8_t rows[16];
-} config;
-
-/* Registers 0, 1 and 5, 6 sums; 2, 3 rows of x (first and second 16); 4, 7 codes. */
-static void configure(size_t R) {
-    const uint8_t first = (uint8_t)cq_min_size(R, 16);
-    const uint8_t second = (uint8_t)(R > 16 ? R - 16 : 1);
-    config c = {.palette = 1};
-    c.rows[0] = first, c.rows[1] = second, c.rows[2] = first, c.rows[3] = second, c.rows[4] = 16;
-    c.rows[5] = first, c.rows[6] = second, c.rows[7] = 16;
-    for (int i = 0; i < 8; i++) c.colsb[i] = 64;
-    _tile_loadconfig(&c);
-}
-
-CQ_INLINE void expand(const uint8_t *tile, const int bits, uint8_t *to) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-        __m512i v[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < bits; i++)
-            _mm_prefetch((const char *)tile + AHEAD + 64 * (size_t)(half * bits + i), _MM_HINT_T0);
-        cq_half_tile(tile, bits, half, v);
-#pragma GCC unroll 8
-        for (size_t i = 0; i < 8; i++)
-            _mm512_store_si512((void *)(to + 64 * (8 * (size_t)half + i)), v[i]);
-    }
-}
-
-#define WIDTH(B)                                                                                   \
-    case B:                                                                                        \
-        for (size_t i = 0; i < n; i++) expand(tiles + i * cq_tile_bytes(B), B, to + 1024 * i);     \
-        break;
-
-static void expand_tiles(const uint8_t *tiles, int bits, size_t n, uint8_t *to) {
-    switch (bits) {
-        WIDTH(2)
-        WIDTH(3)
-        WIDTH(4)
-        WIDTH(5)
-        WIDTH(6)
-        WIDTH(7)
-    default:
-        for (size_t i = 0; i < n; i++) expand(tiles + i * cq_tile_bytes(8), 8, to + 1024 * i);
-    }
-}
-
-/* Rows m0 .. m0 + M - 1 of x, R int8 rows of them. */
-typedef struct rows {
-    const cq_qlinear_strip *t;
-    const int8_t *x;
-    size_t m0, M, R;
-    int f32;
-} rows;
-
-/* Expand the chunk of inputs that starts at k: at most TILES tiles of one group. Returns its end.
- */
-static size_t expand_chunk(const cq_qlinear_strip *t, size_t k, uint8_t *to) {
-    const size_t group = t->K / t->G;
-    const size_t end = cq_min_size(k + TILES * CQ_TILE, (k / group + 1) * group);
-    const uint8_t *tiles = t->head + cq_strip_head(t->G, t->asymmetric);
-    tiles += k / CQ_TILE * cq_tile_bytes(t->bits);
-    expand_tiles(tiles, t->bits, cq_ceil_div(end - k, CQ_TILE), to);
-    return end;
-}
-
-/* Registers C0 and C1 for the sums, X0 and X1 for x, B for the codes. */
-#define MULTIPLY(C0, C1, X0, X1, B)                                                                \
-    for (size_t k = k0; k < k1; k += CQ_TILE, x += CQ_TILE, codes += 1024) {                       \
-        _tile_loadd(B, codes, 64);                                                                 \
-        _tile_loadd(X0, x, ldx);                                                                   \
-        _tile_dpbsud(C0, X0, B);                                                                   \
-        if (r->R <= 16) continue;                                                                  \
-        _tile_loadd(X1, x + 16 * ldx, ldx);                                                        \
-        _tile_dpbsud(C1, X1, B);                                                                   \
-    }
-
-/* Blocks take turns with two sets of sums, so that the products of one need not wait for those of
- * the other. */
-static void multiply(const rows *r, size_t k0, size_t k1, const uint8_t *codes, int odd) {
-    const size_t ldx = r->t->ldx;
-    const int8_t *x = r->x + k0;
-    if (odd) {
-        MULTIPLY(5, 6, 2, 3, 7)
-    } else {
-        MULTIPLY(0, 1, 2, 3, 4)
-    }
-}
-
-static void clear(int odd) {
-    if (odd) {
-        _tile_zero(5);
-        _tile_zero(6);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-    }
-}
-
-static void store(size_t R, int odd, int32_t *dot) {
-    if (odd) {
-        _tile_stored(5, dot, 64);
-        if (R > 16) _tile_stored(6, dot + 256, 64);
-    } else {
-        _tile_stored(0, dot, 64);
-        if (R > 16) _tile_stored(1, dot + 256, 64);
-    }
-}
-
-/* Add block b, of the group of input k, whose sums are `dot`. */
-static void finish_block(const rows *r, size_t b, size_t k, const int32_t *dot) {
-    const grid a = grid_of(r->t, k / (r->t->K / r->t->G));
-    for (size_t m = 0; m < r->M; m++) {
-        if (r->f32)
-            add_block(r->t, b, r->m0 + m, a, dot + 64 * m);
-        else
-            add_group(r->t, b, r->m0 + m, a, dot + 16 * m);
-    }
-}
-
-/* What was just stored is slow to load into a tile register and back: the codes of a chunk are
- * expanded before the chunk ahead of it is multiplied, and a block is finished after the next. */
-static void run(const rows *r) {
-    _Alignas(64) uint8_t codes[2][TILES * 1024];
-    _Alignas(64) int32_t dot[ROWS * 16];
+/* Add block b, of group g, whose sums are dot[s]. */
+CQ_INLINE void finish_block(const rows *r, const size_t strips, size_t b, size_t g,
+                            int32_t dot[2][ROWS * 16]) {
     const cq_qlinear_strip *t = r->t;
-    const size_t group = t->K / t->G;
-    size_t b = 0, i = 0, before = 0, end = expand_chunk(t, 0, codes[0]);
-    configure(r->R);
-    for (size_t k = 0, next; k < t->K; k = end, end = next, i++) {
-        next = end < t->K ? expand_chunk(t, end, codes[(i + 1) % 2]) : end;
-        if (r->f32 || k % group == 0) clear(b % 2);
-        multiply(r, k, end, codes[i % 2], b % 2);
-        if (!r->f32 && end % group) continue;
-        if (b) {
-            store(r->R, (b - 1) % 2, dot);
-            finish_block(r, b - 1, before, dot);
-        }
-        before = k;
-        b++;
+    const size_t at = b * t->stride + r->m0, M = r->M;
+    const int32_t *xsum = t->xsum + at * (r->f32 ? 2 : 1);
+    const float *xstep = t->xstep + at;
+    float *acc[2];
+    grid a[2];
+    for (size_t s = 0; s < strips; s++) {
+        a[s] = grid_of(t, t->head + s * t->apart, g);
+        acc[s] = t->out + (s * t->M + r->m0) * CQ_STRIP;
     }
-    store(r->R, (b - 1) % 2, dot);
-    finish_block(r, b - 1, before, dot);
+    if (r->f32) {
+        for (size_t m = 0; m < M; m++)
+            for (size_t s = 0; s < strips; s++)
+                plus_block(a + s, dot[s] + 64 * m, xsum + 2 * m, xstep[m], acc[s] + 16 * m);
+        return;
+    }
+    const int even = !t->asymmetric;
+    for (size_t m = 0; m < M; m++) {
+        const __m512i sum = _mm512_set1_epi32(xsum[m]), zeros = _mm512_sllv_epi32(sum, a[0].shift);
+        for (size_t s = 0; s < strips; s++)
+            plus_group(a + s, dot[s] + 16 * m, even ? zeros : _mm512_mullo_epi32(a[s].zero, sum),
+                       acc[s] + 16 * m);
+    }
+}
+
+/* Where a walk is: block b of group g; chunks left of the block and of the group. */
+typedef struct walk {
+    size_t b, g, left, of_group, before;
+} walk;
+
+CQ_INLINE void next_block(const rows *r, walk *w) {
+    w->before = w->g;
+    w->b++;
+    w->of_group -= cq_min_size(r->per_block, w->of_group);
+    if (!w->of_group) w->of_group = r->per_group, w->g++;
+    w->left = cq_min_size(r->per_block, w->of_group);
+}
+
+/* What was just stored is slow to load: codes are stored a chunk before they are multiplied, and
+ * the sums of a block are taken up a block later. */
+CQ_INLINE void run(const rows *r, const size_t strips, const int bits) {
+    _Alignas(64) uint8_t codes[2][2][2 * 1024];
+    _Alignas(64) int32_t dot[2][2][ROWS * 16];
+    const uint8_t *next[2];
+    const int8_t *x = r->x;
+    walk w = {.left = r->per_block, .of_group = r->per_group};
+    for (size_t s = 0; s < strips; s++) {
+        next[s] = expand_chunk(r, 0, s, bits, codes[s][0]);
+        take(r->R, s, NULL);
+    }
+    for (size_t i = 1; i <= r->chunks; i++, x += r->chunk * CQ_TILE) {
+        const size_t odd = w.b % 2;
+        const int ends = --w.left == 0;
+        load_rows(r, x);
+#pragma GCC unroll 2
+        for (size_t s = 0; s < strips; s++) {
+            const uint8_t *now = next[s];
+            if (i < r->chunks) next[s] = expand_chunk(r, i, s, bits, codes[s][i % 2]);
+            multiply(r, x, now, s);
+            if (ends) take(r->R, s, dot[odd][s]);
+        }
+        if (!ends) continue;
+        if (w.b) finish_block(r, strips, w.b - 1, w.before, dot[1 - odd]);
+        next_block(r, &w);
+    }
+    finish_block(r, strips, w.b - 1, w.before, dot[(w.b - 1) % 2]);
+}
+
+typedef void run_fn(const rows *r);
+#define WIDTH(B)                                                                                   \
+    static void one_##B(const rows *r) { run(r, 1, B); }                                           \
+    static void two_##B(const rows *r) { run(r, 2, B); }
+WIDTH(2)
+WIDTH(3)
+WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7)
+    WIDTH(8) static run_fn *const runs[2][7] = {{one_2, one_3, one_4, one_5, one_6, one_7, one_8},
+                                                {two_2, two_3, two_4, two_5, two_6, two_7, two_8}};
+
+/* Rows m0 .. m0 + M - 1. */
+static void run_rows(const cq_qlinear_strip *t, size_t strips, size_t m0, size_t M, int f32) {
+    const size_t digits = f32 ? CQ_DIGITS : 1, tiles = cq_ceil_div(t->K / t->G, CQ_TILE);
+    rows r = {.t = t, .strips = strips, .m0 = m0, .M = M, .R = M * digits, .f32 = f32};
+    r.tiles = t->head + cq_strip_head(t->G, t->asymmetric);
+    r.x = t->x + m0 * digits * t->ldx;
+    r.chunk = tiles % 2 ? 1 : 2;
+    r.per_group = tiles / r.chunk;
+    r.per_block = f32 ? cq_min_size(r.per_group, CQ_BLOCK / CQ_TILE / r.chunk) : r.per_group;
+    r.chunks = t->G * r.per_group;
+    for (size_t s = 0; s < strips; s++)
+        memset(t->out + (s * t->M + m0) * CQ_STRIP, 0, M * CQ_STRIP * sizeof(float));
+    configure(r.R);
+    runs[strips - 1][t->bits - 2](&r);
     _tile_release();
 }
 
-/* Whether all blocks start and end with tiles. */
+/* Whether all groups start and end with tiles. */
 static int whole_tiles(const cq_qlinear_strip *t) {
     return t->G == 1 || t->K / t->G % CQ_TILE == 0;
 }
 
 void cq_qlinear_s8_strip_avx512amx(const cq_qlinear_strip *t) {
-    if (t->M < 3 || t->M > ROWS || !whole_tiles(t)) {
+    if (t->M < 3 || t->M > ROWS || !whole_tiles(t))
         cq_qlinear_s8_strip_avx512vnni(t);
-        return;
-    }
-    memset(t->out, 0, t->M * CQ_STRIP * sizeof(float));
-    run(&(rows){.t = t, .x = t->x, .M = t->M, .R = t->M});
+    else
+        run_rows(t, 1, 0, t->M, 0);
 }
 
 void cq_qlinear_f32_strip_avx512amx(const cq_qlinear_strip *t) {
     const size_t most = ROWS / CQ_DIGITS;
-    if (t->M < 2 || !whole_tiles(t)) {
+    if (!whole_tiles(t)) {
         cq_qlinear_f32_strip_avx512vnni(t);
         return;
     }
-    memset(t->out, 0, t->M * CQ_STRIP * sizeof(float));
-    for (size_t m = 0; m < t->M; m += most) {
-        const size_t M = cq_min_size(t->M - m, most);
-        const int8_t *x = t->x + m * CQ_DIGITS * t->ldx;
-        run(&(rows){.t = t, .x = x, .m0 = m, .M = M, .R = M * CQ_DIGITS, .f32 = 1});
+    for (size_t m = 0; m < t->M; m += most) run_rows(t, 1, m, cq_min_size(t->M - m, most), 1);
+}
+
+void cq_qlinear_s8_pair_avx512amx(const cq_qlinear_strip *t) {
+    if (t->M < 3 || t->M > ROWS || !whole_tiles(t))
+        cq_each_strip(t, cq_qlinear_s8_strip_avx512vnni);
+    else
+        run_rows(t, 2, 0, t->M, 0);
+}
+
+void cq_qlinear_f32_pair_avx512amx(const cq_qlinear_strip *t) {
+    const size_t most = ROWS / CQ_DIGITS;
+    if (!whole_tiles(t)) {
+        cq_each_strip(t, cq_qlinear_f32_strip_avx512vnni);
+        return;
     }
+    for (size_t m = 0; m < t->M; m += most) run_rows(t, 2, m, cq_min_size(t->M - m, most), 1);
 }
 
 #include "core/isa_end.h"

@@ -136,11 +136,13 @@ void cq_qlinear_s8_strip_avx512vnni(const cq_qlinear_strip *t) {
     const size_t group = t->K / t->G;
     memset(t->out, 0, t->M * CQ_STRIP * sizeof(float));
     for (size_t g = 0; g < t->G; g++) {
-        const grid a = grid_of(t, g);
+        const grid a = grid_of(t, t->head, g);
         for (size_t m = 0, R; m < t->M; m += R) {
             R = rows_at_once(t->M - m);
             dots(t, t->x + m * t->ldx, g * group, (g + 1) * group, R, dot);
-            for (size_t r = 0; r < R; r++) add_group(t, g, m + r, a, dot + r * CQ_STRIP);
+            for (size_t r = 0; r < R; r++)
+                plus_group(&a, dot + r * CQ_STRIP, zeros_of(&a, t->xsum[g * t->stride + m + r]),
+                           t->out + (m + r) * CQ_STRIP);
         }
     }
 }
@@ -152,11 +154,15 @@ void cq_qlinear_f32_strip_avx512vnni(const cq_qlinear_strip *t) {
     size_t b = 0, end;
     for (size_t k0 = 0; k0 < t->K; k0 = end, b++) {
         end = cq_min_size(k0 + block, (k0 / group + 1) * group);
-        const grid a = grid_of(t, k0 / group);
+        const grid a = grid_of(t, t->head, k0 / group);
         for (size_t m = 0, R; m < t->M; m += R / CQ_DIGITS) {
             R = rows_at_once((t->M - m) * CQ_DIGITS);
             dots(t, t->x + m * CQ_DIGITS * t->ldx, k0, end, R, dot);
-            for (size_t r = 0; r < R / CQ_DIGITS; r++) add_block(t, b, m + r, a, dot + 64 * r);
+            for (size_t r = 0; r < R / CQ_DIGITS; r++) {
+                const size_t at = b * t->stride + m + r;
+                plus_block(&a, dot + 64 * r, t->xsum + 2 * at, t->xstep[at],
+                           t->out + (m + r) * CQ_STRIP);
+            }
         }
     }
 }

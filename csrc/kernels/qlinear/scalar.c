@@ -136,6 +136,14 @@ void cq_qlinear_f32_strip_scalar(const cq_qlinear_strip *t) {
     }
 }
 
+void cq_qlinear_s8_pair_scalar(const cq_qlinear_strip *t) {
+    cq_each_strip(t, cq_qlinear_s8_strip_scalar);
+}
+
+void cq_qlinear_f32_pair_scalar(const cq_qlinear_strip *t) {
+    cq_each_strip(t, cq_qlinear_f32_strip_scalar);
+}
+
 static float other(const void *p, size_t at, int bf16) {
     if (!bf16) return ((const float *)p)[at];
     return cq_bits_float((uint32_t)((const uint16_t *)p)[at] << 16);

@@ -96,5 +96,7 @@ CASES: dict[str, Case] = {
     "qlinear_f32_digits": _F32,
     "qlinear_f32_strip": _F32,
     "qlinear_s8_strip": _S8,
+    "qlinear_f32_pair": _F32,
+    "qlinear_s8_pair": _S8,
     "qlinear_finish": _S8,
 }

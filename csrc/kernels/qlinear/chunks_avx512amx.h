@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Chunks of codes and rows of x in tile registers. Include between isa_begin and isa_end. */
+#ifndef CQ_CHUNKS_AVX512AMX_H
+#define CQ_CHUNKS_AVX512AMX_H
+
+#include "kernels/qlinear/tile_avx512.h"
+
+/* int8 rows at once; bytes of codes that are asked for before they are needed. */
+enum { ROWS = 32, AHEAD = 2048 };
+
+typedef struct config {
+    uint8_t palette, start, zero[14];
+    uint16_t colsb[16];
+    uint8_t rows[16];
+} config;
+
+/* gcc 12 does not know that tile instructions read memory. */
+CQ_INLINE void stored(const void *p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
+/* Registers 0, 1 and 2, 3 sums of the strips; 4, 5 rows of x; 6, 7 codes. */
+static void configure(size_t R) {
+    const uint8_t first = (uint8_t)cq_min_size(R, 16), second = (uint8_t)(R > 16 ? R - 16 : R);
+    config c = {.palette = 1};
+    for (int i = 0; i < 8; i++) c.colsb[i] = 64, c.rows[i] = i % 2 ? second : first;
+    c.rows[6] = c.rows[7] = 16;
+    stored(&c);
+    _tile_loadconfig(&c);
+}
+
+/* Rows m0 .. m0 + M - 1 of x, R int8 rows of them, times `strips` strips; tiles in a chunk, chunks
+ * in all, in a group and in a block of it (the last block of a group may have fewer). */
+typedef struct rows {
+    const cq_qlinear_strip *t;
+    const uint8_t *tiles;
+    const int8_t *x;
+    size_t strips, m0, M, R, chunk, chunks, per_group, per_block;
+    int f32;
+} rows;
+
+/* A tile of codes, where it lies or in `to`; meanwhile ask for the one at `ask`. */
+CQ_INLINE const uint8_t *expand(const uint8_t *tile, const uint8_t *ask, const int bits,
+                                uint8_t *to) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < bits; i++)
+            _mm_prefetch((const char *)ask + 64 * (size_t)(half * bits + i), _MM_HINT_T0);
+        if (bits == 8) continue;
+        __m512i v[8];
+        cq_half_tile(tile, bits, half, v);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++)
+            _mm512_store_si512((void *)(to + 64 * (8 * (size_t)half + i)), v[i]);
+    }
+    return bits == 8 ? tile : to;
+}
+
+/* Chunk i of strip s. Past the end of the strip, ask for the one that comes next in its place. */
+CQ_INLINE const uint8_t *expand_chunk(const rows *r, size_t i, const size_t s, const int bits,
+                                      uint8_t *to) {
+    const size_t size = r->chunk * cq_tile_bytes(bits), all = r->chunks * size;
+    const uint8_t *tile = r->tiles + s * r->t->apart + i * size, *ask = tile + AHEAD;
+    if (i * size + AHEAD >= all) ask += r->strips * r->t->apart - all;
+    const uint8_t *codes = expand(tile, ask, bits, to);
+    if (r->chunk == 2)
+        expand(tile + cq_tile_bytes(bits), ask + cq_tile_bytes(bits), bits, to + 1024);
+    return codes;
+}
+
+#define LOAD_X(X, AT) _tile_loadd(X, x + (AT), ldx);
+#define LOAD_CODES(B, AT) _tile_loadd(B, codes + (AT), 64);
+
+/* A chunk times up to 16 rows, which are in registers (sums in C0), or up to 32 (C0 and C1). */
+#define MULTIPLY(C0, C1)                                                                           \
+    LOAD_CODES(6, 0)                                                                               \
+    if (r->R > 16) {                                                                               \
+        LOAD_X(4, 0)                                                                               \
+        LOAD_X(5, 16 * ldx)                                                                        \
+        _tile_dpbsud(C1, 5, 6);                                                                    \
+    }                                                                                              \
+    _tile_dpbsud(C0, 4, 6);                                                                        \
+    if (r->chunk == 1) return;                                                                     \
+    LOAD_CODES(7, 1024)                                                                            \
+    if (r->R > 16) {                                                                               \
+        LOAD_X(4, CQ_TILE)                                                                         \
+        _tile_dpbsud(C0, 4, 7);                                                                    \
+        LOAD_X(5, CQ_TILE + 16 * ldx)                                                              \
+        _tile_dpbsud(C1, 5, 7);                                                                    \
+    } else {                                                                                       \
+        _tile_dpbsud(C0, 5, 7);                                                                    \
+    }
+
+CQ_INLINE void multiply(const rows *r, const int8_t *x, const uint8_t *codes, const size_t s) {
+    const size_t ldx = r->t->ldx;
+    stored(codes);
+    if (s) {
+        MULTIPLY(2, 3)
+    } else {
+        MULTIPLY(0, 1)
+    }
+}
+
+CQ_INLINE void load_rows(const rows *r, const int8_t *x) {
+    const size_t ldx = r->t->ldx;
+    if (r->R > 16) return;
+    LOAD_X(4, 0)
+    if (r->chunk == 2) {
+        LOAD_X(5, CQ_TILE)
+    }
+}
+
+/* Sums to memory, or just to 0. */
+CQ_INLINE void take(size_t R, const size_t s, int32_t *dot) {
+    if (s) {
+        if (dot) _tile_stored(2, dot, 64);
+        if (dot && R > 16) _tile_stored(3, dot + 256, 64);
+        _tile_zero(2);
+        if (R > 16) _tile_zero(3);
+    } else {
+        if (dot) _tile_stored(0, dot, 64);
+        if (dot && R > 16) _tile_stored(1, dot + 256, 64);
+        _tile_zero(0);
+        if (R > 16) _tile_zero(1);
+    }
+}
+
+#undef LOAD_X
+#undef LOAD_CODES
+#undef MULTIPLY
+
+#endif
