@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from cmibq import ops
 from cmibq.runtime import native
 from tests.fuzz.base import Call
 from tests.fuzz.calls import CALLS
@@ -20,6 +23,8 @@ from tests.fuzz.draw import hostile
 
 ROUNDS = int(os.environ.get("CMIBQ_FUZZ", "25"))
 SEED = int(os.environ.get("CMIBQ_FUZZ_SEED", "1"))
+NOT_IN_OPS = ("backward", "qparams", "scaleloss", "percentile", "histogram", "klclip", "search")
+ops_attention = sys.modules["cmibq.ops.attention"]
 REFUSALS = (ValueError, TypeError, MemoryError, OverflowError)
 
 
@@ -82,3 +87,38 @@ def test_right_or_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if same and refusal is None:
             for a, b in zip(made, good, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def tensors(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    made = {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v
+            for k, v in given.items()}  # fmt: skip
+    floats = {k: v.to(dtype) for k, v in made.items()
+              if isinstance(v, torch.Tensor) and v.dtype == torch.float32}  # fmt: skip
+    return made | floats
+
+
+def torch_results(made: Any) -> list[torch.Tensor]:
+    if isinstance(made, ops_attention.Attended):
+        return [made.out]
+    return [made] if isinstance(made, torch.Tensor) else list(made)
+
+
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in NOT_IN_OPS])
+def test_ops_give_what_arrays_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng([SEED + 1, zlib.crc32(name.encode())])
+    for _ in range(ROUNDS):
+        isa = str(rng.choice(native().ISAS))
+        monkeypatch.setenv("CMIBQ_ISA", isa)
+        call = CALLS[name](rng)
+        op = getattr(ops, call.function.__name__)
+        for a, b in zip(
+            torch_results(op(**tensors(call.given, torch.float32))), run(call, call.given),
+            strict=True,
+        ):  # fmt: skip
+            if name == "gemm" and isa == "scalar":  # torch multiplies there
+                np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=call.tolerance)
+            else:
+                np.testing.assert_array_equal(a.numpy(), b)
+        for dtype in (torch.float64, torch.bfloat16):
+            made = torch_results(op(**tensors(call.given, dtype)))
+            assert made[0].shape == run(call, call.given)[0].shape

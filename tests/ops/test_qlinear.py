@@ -105,7 +105,7 @@ def test_epilogue_against_the_reference(act_bits: int, activation: str, dtype: t
 def test_bytes_with_a_scale_per_output(cols: int, outs: int) -> None:
     """Many rows take the tiles as they lie, in two chunks of 4168 inputs; an odd strip is last."""
     for asymmetric in (False, True):
-        grid = Grid(outs, cols, 1, 8, asymmetric)
+        grid = Tiling(outs, cols, 1, 8, asymmetric)
         tiles, x = repack(*weight(grid), grid).numpy(), normal(33, cols).numpy()
         x[0], x[1] = 1.0, -1.0
         for isa in native().ISAS:
