@@ -35,7 +35,7 @@ def moved(keys: int) -> float:
 
 
 def ours(keys: int, precision: str, threads: int) -> Call:
-    block, half = partial(fusion.ours, precision=precision), precision == "medium"
+    block, half = partial(fusion.ours, precision=precision), precision == "bfloat16"
     return fusion.step(block, *fusion.operands(keys), autocast=half)
 
 
@@ -91,7 +91,7 @@ def train(keys: int, half: bool) -> Case:
     return Case(
         axis="fusion_train",
         name=f"{'bf16' if half else 'fp32'} Lk={keys}",
-        ours=partial(ours, keys, "medium" if half else "highest"),
+        ours=partial(ours, keys, "bfloat16" if half else "float32"),
         peers=peers,
         limit=partial(half_limit if half else limit, keys),
         note=note,

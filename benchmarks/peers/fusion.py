@@ -58,18 +58,13 @@ def torch_block(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any) -> Any:
 
 
 def ours(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any, precision: str | None = None) -> Any:
-    """The block with cmibq's operators; under autocast the first layer is torch's."""
-    import torch
-    import torch.nn.functional as F
-
-    from cmibq.ops import gemm
+    """The block as one operator of cmibq."""
     from cmibq.ops.attention import attention
 
-    half = torch.is_autocast_enabled("cpu")
-    kv = F.linear(xk, wp, bp) if half else gemm(xk, wp, trans_b=True, bias=bp)
     *weights, bq, bk, bv, bo, gamma, beta = rest
     others = {"bq": bq, "bk": bk, "bv": bv, "bo": bo, "gamma": gamma, "beta": beta}
-    return attention(xq, kv, *weights, heads=HEADS, **others, precision=precision).out
+    others |= {"wp": wp, "bp": bp}
+    return attention(xq, xk, *weights, heads=HEADS, **others, precision=precision).out
 
 
 def step(block: Block, tensors: list[Any], g: Any, autocast: bool = False) -> Callable[[], Any]:

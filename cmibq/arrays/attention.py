@@ -14,7 +14,7 @@ from cmibq.runtime import kernels
 __all__ = ["attention"]
 
 F32 = NDArray[np.float32]
-_PLANES = {"medium": 1, "high": 2, "highest": 3}  # csrc/core/attention.h
+_PLANES = {"bfloat16": 1, "bfloat16x2": 2, "bfloat16x3": 3, "float32": 3}  # csrc/core/attention.h
 
 
 def _check(xq: F32, xk: F32, key_mask: NDArray[np.bool_] | None, precision: str) -> None:
@@ -35,6 +35,8 @@ def attention(
     wo: F32,
     *,
     heads: int,
+    wp: F32 | None = None,
+    bp: F32 | None = None,
     bq: F32 | None = None,
     bk: F32 | None = None,
     bv: F32 | None = None,
@@ -44,19 +46,23 @@ def attention(
     key_mask: NDArray[np.bool_] | None = None,
     residual: bool = True,
     eps: float = 1e-5,
-    precision: str = "highest",
+    precision: str = "float32",
     out: F32 | None = None,
 ) -> F32:
-    """Return ``layer_norm(xq + attend(xq wq^T, xk wk^T, xk wv^T) wo^T)``; no gradients.
+    """Return ``layer_norm(xq + attend(xq wq^T, kv wk^T, kv wv^T) wo^T)``; no gradients.
+
+    ``kv = xk wp^T + bp``, or `xk` without `wp`.
 
     Args:
         xq: float32 [B, Lq, Dq], queries.
         xk: float32 [B, Lk, Dk], source of keys and values.
         wq: float32 [E, Dq]; `heads` divides E.
-        wk: float32 [E, Dk].
-        wv: float32 [E, Dk].
+        wk: float32 [E, P]; without `wp` P = Dk.
+        wv: float32 [E, P].
         wo: float32 [Do, E].
         heads: number of heads.
+        wp: float32 [P, Dk] or None, projection in front of keys and values.
+        bp: float32 [P] or None.
         bq: float32 [E] or None, as `bk` and `bv`.
         bk: see `bq`.
         bv: see `bq`.
@@ -66,7 +72,8 @@ def attention(
         key_mask: bool [B, Lk], True = nobody looks at this key.
         residual: add `xq`; needs Do = Dq.
         eps: of the layer norm.
-        precision: ``"highest"``, ``"high"`` or ``"medium"``, as in `cmibq.ops.attention`.
+        precision: ``"float32"``, ``"bfloat16x3"``, ``"bfloat16x2"`` or ``"bfloat16"``, as in
+            `cmibq.ops.attention`.
         out: float32 [B, Lq, Do] to write to.
 
     Returns:
@@ -87,15 +94,15 @@ def attention(
     width, wide = len(wq), len(wo)
     made = empty((batch, rows, wide)) if out is None else out
     k: Any = kernels()
-    sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], width, wide, heads)
-    work = np.empty(k.attention_workspace(*sizes, int(residual), _PLANES[precision], 0), np.uint8)
-    q = None if width == wide <= 1024 else np.empty((batch, rows, width), np.float32)
-    held = [np.empty((batch, keys, width), np.float32) for _ in range(2)]
+    sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], 0 if wp is None else len(wp))
+    code = _PLANES[precision]
+    size = k.attention_workspace(*sizes, width, wide, heads, int(residual), code, 0, -1)
+    work = np.empty(size, np.uint8)
     lse = np.empty((batch, heads, rows), np.float32)
     stat = np.empty((batch, rows, 2), np.float32)
     mask = None if key_mask is None else np.ascontiguousarray(key_mask).view(np.uint8)
     k.attention(
-        xq, xk, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, mask, heads, int(residual), eps,
-        _PLANES[precision], made, q, *held, None, None, lse, stat, None, None, work,
+        xq, xk, wp, bp, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, mask, heads, int(residual),
+        eps, code, made, *[None] * 6, lse, stat, None, None, work,
     )  # fmt: skip
     return made

@@ -14,22 +14,24 @@ from cmibq.runtime import kernels
 
 __all__ = ["PRECISIONS", "Attended", "attention", "reference", "reference_backward"]
 
-PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
-"""Name, as in torch.set_float32_matmul_precision -> parts of an operand (csrc/core/attention.h)."""
-_IN_PLACE = 1024  # widest block that needs no buffer for its queries (csrc/ops/attention.c)
+PRECISIONS = {"bfloat16": 1, "bfloat16x2": 2, "bfloat16x3": 3, "float32": 3}
+"""Name, as in `cmibq.ops.gemm` -> parts of an operand (csrc/core/attention.h)."""
+_OF_TORCH = {"medium": "bfloat16", "high": "bfloat16x2", "highest": "float32"}
 
 LIBRARY.define(
-    "attention(Tensor xq, Tensor xk, Tensor wq, Tensor? bq, Tensor wk, Tensor? bk, Tensor wv,"
-    " Tensor? bv, Tensor wo, Tensor? bo, Tensor? gamma, Tensor? beta, Tensor? mask, int heads,"
-    " bool residual, float eps, int planes, bool save, bool entropy, bool weights)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "attention(Tensor xq, Tensor xk, Tensor? wp, Tensor? bp, Tensor wq, Tensor? bq, Tensor wk,"
+    " Tensor? bk, Tensor wv, Tensor? bv, Tensor wo, Tensor? bo, Tensor? gamma, Tensor? beta,"
+    " Tensor? mask, int heads, bool residual, float eps, int planes, bool save, bool entropy,"
+    " bool weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+    " Tensor, Tensor)"
 )
 LIBRARY.define(
-    "attention_backward(Tensor g, Tensor xq, Tensor xk, Tensor wq, Tensor wk, Tensor wv,"
-    " Tensor wo, Tensor? gamma, Tensor? mask, Tensor q, Tensor k, Tensor v, Tensor ctx, Tensor y,"
-    " Tensor lse, Tensor stat, int heads, bool residual, int planes, bool[12] wanted)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
-    " Tensor)"
+    "attention_backward(Tensor g, Tensor xq, Tensor xk, Tensor? wp, Tensor? bp, Tensor wq,"
+    " Tensor? bq, Tensor wk, Tensor? bk, Tensor wv, Tensor? bv, Tensor wo, Tensor? bo,"
+    " Tensor? gamma, Tensor? beta, Tensor? mask, Tensor kv, Tensor q, Tensor k, Tensor v,"
+    " Tensor ctx, Tensor y, Tensor lse, Tensor stat, int heads, bool residual, float eps,"
+    " int planes, bool save, bool[14] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+    " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -44,47 +46,40 @@ class Attended(NamedTuple):
     """[B, Lq, Lk], attention averaged over the heads, where wanted; no gradient."""
 
 
-def _sizes(xq: Tensor, xk: Tensor, wq: Tensor, wo: Tensor) -> tuple[int, ...]:
-    return (*xq.shape[:2], xk.shape[1], xq.shape[2], xk.shape[2], wq.shape[0], wo.shape[0])
+def _sizes(xq: Tensor, xk: Tensor, wp: Tensor | None, wq: Tensor, wo: Tensor) -> tuple[int, ...]:
+    """Return B, Lq, Lk, Dq, Dk, P (0 without a first projection), E, Do."""
+    first = 0 if wp is None else wp.shape[0]
+    return (*xq.shape[:2], xk.shape[1], xq.shape[2], xk.shape[2], first, wq.shape[0], wo.shape[0])
 
 
-def _columns(save: bool, batch: int, keys: int, width: int, heads: int) -> int:
-    """Columns of k and v held at a time: a quarter of them where that saves more than 4 MiB."""
-    parts = 4 if heads % 4 == 0 else 2 if heads % 2 == 0 else 1
-    return width // parts if not save and batch * keys * width >= 1 << 20 else width
+def _outputs(args: Any, save: bool, entropy: bool, weights: bool) -> tuple[Tensor, ...]:
+    xq, norm, heads = args[0], args[12] is not None, args[15]
+    batch, rows, keys, _, _, first, width, out = _sizes(xq, args[1], args[2], args[4], args[10])
 
+    def made(wanted: bool, *shape: int) -> Tensor:
+        fresh: Tensor = xq.new_empty(shape if wanted else (0,))
+        return fresh
 
-def _empty(like: Tensor, save: bool, *shape: int) -> Tensor:
-    return like.new_empty(shape if save else (0,))
-
-
-def _outputs(
-    xq: Tensor, xk: Tensor, wq: Tensor, wo: Tensor, norm: bool, heads: int, *flags: bool
-) -> tuple[Tensor, ...]:
-    save, entropy, weights = flags
-    batch, rows, keys, _, _, width, out = _sizes(xq, xk, wq, wo)
     return (
-        xq.new_empty(batch, rows, out),
-        _empty(xq, save, batch, rows, width),
-        _empty(xq, save, batch, keys, width),
-        _empty(xq, save, batch, keys, width),
-        _empty(xq, save, batch, rows, width),
-        _empty(xq, save and norm, batch, rows, out),
-        xq.new_empty(batch, heads, rows),
-        xq.new_empty(batch, rows, 2),
-        _empty(xq, entropy, batch, heads, rows),
-        _empty(xq, weights, batch, rows, keys),
+        made(True, batch, rows, out),
+        made(save and first > 0, batch, keys, first),
+        made(save, batch, rows, width),
+        made(save, batch, keys, width),
+        made(save, batch, keys, width),
+        made(save, batch, rows, width),
+        made(save and norm, batch, rows, out),
+        made(True, batch, heads, rows),
+        made(True, batch, rows, 2),
+        made(entropy, batch, heads, rows),
+        made(weights, batch, rows, keys),
     )
 
 
-def _gradients(*args: Any) -> tuple[Tensor, ...]:
-    *tensors, wanted = args
-    shapes = [t.shape for t in tensors[:2]]
-    for w in tensors[2:]:
-        shapes += [w.shape, w.shape[:1]]
-    shapes += [tensors[-1].shape[:1]] * 2
+def _gradients(operands: Any, wanted: Any) -> tuple[Tensor, ...]:
+    xq = operands[0]
     return tuple(
-        tensors[0].new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True)
+        t.new_empty(t.shape) if w and t is not None else xq.new_empty(0)
+        for t, w in zip(operands, wanted, strict=True)
     )
 
 
@@ -92,82 +87,71 @@ def _opt(t: Tensor | None) -> Any:
     return None if t is None or t.shape == (0,) else view(t)
 
 
+def _work(operands: Any, heads: int, residual: bool, planes: int, *how: int) -> Any:
+    sizes = _sizes(*(operands[i] for i in (0, 1, 2, 4, 10)))
+    kernel: Any = kernels()
+    size = kernel.attention_workspace(*sizes, heads, int(residual), planes, *how)
+    return view(torch.empty(size, dtype=torch.uint8))
+
+
+def _planes_now(planes: int) -> int:
+    return planes or PRECISIONS[_OF_TORCH[torch.get_float32_matmul_precision()]]
+
+
 def _forward_cpu(*args: Any, to: Tensor | None = None) -> tuple[Tensor, ...]:
-    tensors, mask = args[:12], args[12]
-    heads, residual, eps, planes, save, entropy, weights = args[13:]
-    if not kernel_ready(*(t for t in tensors if t is not None)):
+    heads, residual, eps, planes, save, entropy, weights = args[15:]
+    if not kernel_ready(*(t for t in args[:14] if t is not None)):
         first, *rest = reference(*args)
         return (put(first, to), *rest)
-    xq, xk, wq, wo, gamma = (args[i] for i in (0, 1, 2, 8, 10))
-    made = _outputs(xq, xk, wq, wo, gamma is not None, heads, save, entropy, weights)
+    made = _outputs(args, save, entropy, weights)
     made = made if to is None else (to, *made[1:])
-    out, q, k, v, ctx, y, lse, stat, *seen = made
-    batch, rows, keys, *_, width, wide = _sizes(xq, xk, wq, wo)
-    columns = _columns(save, batch, keys, width, heads)
-    held = (k, v) if save else (xq.new_empty(batch, keys, columns) for _ in range(2))
-    spare = xq.new_empty(batch, rows, width) if not (wide == width <= _IN_PLACE) else None
+    planes = _planes_now(planes)
     kernel: Any = kernels()
-    planes = planes or PRECISIONS[torch.get_float32_matmul_precision()]
-    size = kernel.attention_workspace(*_sizes(xq, xk, wq, wo), heads, int(residual), planes, 0)
-    work = torch.empty(size, dtype=torch.uint8)
     kernel.attention(
-        *(None if t is None else view(t) for t in tensors),
-        None if mask is None else view(mask),
-        heads, int(residual), eps, planes,
-        view(out), _opt(q) if save else _opt(spare), *map(view, held), _opt(ctx), _opt(y),
-        view(lse), view(stat), *map(_opt, seen), view(work),
+        *(None if t is None else view(t) for t in args[:15]), heads, int(residual), eps, planes,
+        view(made[0]), *map(_opt, made[1:7]), view(made[7]), view(made[8]), *map(_opt, made[9:]),
+        _work(args, heads, residual, planes, int(save), -1),
     )  # fmt: skip
     return made
 
 
 def _backward_cpu(*args: Any) -> tuple[Tensor, ...]:
-    g, xq, xk, wq, wk, wv, wo, gamma, mask, *saved = args[:16]
-    heads, residual, planes, wanted = args[16:]
-    floats = (g, xq, xk, wq, wk, wv, wo, *saved)
-    if not kernel_ready(*floats):
+    operands, saved = args[1:16], args[16:24]
+    heads, residual, eps, planes, save, wanted = args[24:]
+    if not kernel_ready(args[0], *(t for t in (*operands[:14], *saved) if t is not None)):
         return reference_backward(*args)
-    grads = _gradients(xq, xk, wq, wk, wv, wo, wanted)
+    grads = _gradients(operands[:14], wanted)
+    planes = _planes_now(planes)
     kernel: Any = kernels()
-    planes = planes or PRECISIONS[torch.get_float32_matmul_precision()]
-    size = kernel.attention_workspace(
-        *_sizes(xq, xk, wq, wo), heads, int(residual), planes, 2 if wanted[0] else 1
-    )
-    work = torch.empty(size, dtype=torch.uint8)
     kernel.attention_bwd(
-        view(g.contiguous()), *map(view, (xq, xk, wq, wk, wv, wo)),
-        None if gamma is None else view(gamma), None if mask is None else view(mask),
-        *map(view, saved[:4]), view(saved[4]) if gamma is not None else None,
-        *map(view, saved[5:]), heads, int(residual), planes,
-        *(view(t) if w else None for t, w in zip(grads, wanted, strict=True)), view(work),
+        view(args[0].contiguous()), *(None if t is None else view(t) for t in operands),
+        heads, int(residual), eps, planes, *map(_opt, saved[:6]), view(saved[6]), view(saved[7]),
+        *(view(t) if w else None for t, w in zip(grads, wanted, strict=True)),
+        _work(operands, heads, residual, planes, int(save), wanted[0] + 2 * wanted[1]),
     )  # fmt: skip
     return grads
 
 
 def _fake(*args: Any) -> tuple[Tensor, ...]:
-    return _outputs(args[0], args[1], args[2], args[8], args[10] is not None, args[13], *args[17:])
+    return _outputs(args, *args[19:])
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    return _gradients(*args[1:7], args[19])
+    return _gradients(args[1:15], args[29])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    xq, xk, wq, _, wk, _, wv, _, wo, _, gamma, _, mask, ctx.heads, ctx.residual = inputs[:15]
-    ctx.planes, ctx.saves = inputs[16], inputs[17]
-    ctx.set_materialize_grads(False)  # zeros for q, k, v, ctx and y would be five large tensors
-    ctx.biases = [t is not None for t in inputs[:12]]
-    ctx.save_for_backward(xq, xk, wq, wk, wv, wo, gamma, mask, *output[1:8])
+    ctx.options = inputs[15:20]
+    ctx.set_materialize_grads(False)  # zeros for kv, q, k, v, ctx and y would be six large tensors
+    ctx.given = [t is not None for t in inputs[:14]]
+    ctx.save_for_backward(*inputs[:15], *output[1:9])
 
 
 def _autograd(ctx: Any, g: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
     if g is None:
-        return (None,) * 20
-    if not ctx.saves:
-        raise RuntimeError("attention: save is False, so there is nothing to go back from")
-    wanted = [n and b for n, b in zip(ctx.needs_input_grad[:12], ctx.biases, strict=True)]
-    grads = torch.ops.cmibq.attention_backward(
-        g, *ctx.saved_tensors, ctx.heads, ctx.residual, ctx.planes, wanted
-    )
+        return (None,) * 22
+    wanted = [n and b for n, b in zip(ctx.needs_input_grad[:14], ctx.given, strict=True)]
+    grads = torch.ops.cmibq.attention_backward(g, *ctx.saved_tensors, *ctx.options, wanted)
     return (*(t if w else None for t, w in zip(grads, wanted, strict=True)), *[None] * 8)
 
 
@@ -188,7 +172,7 @@ torch.library.register_autograd("cmibq::attention_backward", _no_second, lib=LIB
 def _planes(precision: str | None, dtype: torch.dtype) -> int:
     if precision is None:
         halved = dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        return PRECISIONS["medium"] if halved else 0
+        return PRECISIONS["bfloat16"] if halved else 0
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
@@ -196,9 +180,9 @@ def _planes(precision: str | None, dtype: torch.dtype) -> int:
 
 def _call(args: tuple[Any, ...], dtype: torch.dtype, out: Tensor | None) -> tuple[Any, ...]:
     """Call the op; its first result in `dtype`, in `out` if there is one."""
-    if out is not None and (args[17] or wants_grad(out)):
+    present = [t for t in args[:14] if t is not None]
+    if out is not None and wants_grad(out, *present):
         raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
-    present = [t for t in args[:12] if t is not None]
     if out is not None and dtype == torch.float32 and direct(*present):
         made = _forward_cpu(*args, to=out)
         torch.autograd.graph.increment_version(out)  # who saved its old values must find out
@@ -216,6 +200,8 @@ def attention(
     wo: Tensor,
     *,
     heads: int,
+    wp: Tensor | None = None,
+    bp: Tensor | None = None,
     bq: Tensor | None = None,
     bk: Tensor | None = None,
     bv: Tensor | None = None,
@@ -226,23 +212,27 @@ def attention(
     residual: bool = True,
     eps: float = 1e-5,
     precision: str | None = None,
+    recompute: bool = True,
     need_entropy: bool = False,
     need_weights: bool = False,
     out: Tensor | None = None,
 ) -> Attended:
-    """Return ``layer_norm(xq + attend(xq wq^T, xk wk^T, xk wv^T) wo^T)``, differentiable.
+    """Return ``layer_norm(xq + attend(xq wq^T, kv wk^T, kv wv^T) wo^T)``, differentiable.
 
-    Scores exist for 32 rows at a time; the backward pass makes them again. float32 on the CPU runs
+    ``kv = xk wp^T + bp``, or `xk` without `wp`. Scores exist for 32 rows at a time; the backward
+    pass makes them again. float32 on the CPU runs
     in C, bfloat16 too (computed in float32 storage); anything else runs in `reference`.
 
     Args:
         xq: [B, Lq, Dq], queries; contiguous.
         xk: [B, Lk, Dk], source of keys and values; contiguous.
         wq: [E, Dq], as in `torch.nn.Linear`; `heads` divides E.
-        wk: [E, Dk].
-        wv: [E, Dk].
+        wk: [E, P]; without `wp` P = Dk.
+        wv: [E, P].
         wo: [Do, E].
         heads: number of heads.
+        wp: [P, Dk] or None, projection in front of keys and values.
+        bp: [P] or None.
         bq: [E] or None, as `bk` and `bv`.
         bk: see `bq`.
         bv: see `bq`.
@@ -253,10 +243,14 @@ def attention(
             gets zeros from its attention (torch gives NaN or zeros, by version).
         residual: add `xq`; needs Do = Dq.
         eps: of the layer norm.
-        precision: of products of float32 on the CPU: ``"highest"`` (float32), ``"high"`` (two
-            bfloat16 parts per operand where the CPU multiplies bfloat16 tiles, 2^-16) or
-            ``"medium"`` (bfloat16 operands, float32 sums). None follows bfloat16 inputs and CPU
-            autocast (medium), else `torch.get_float32_matmul_precision`.
+        precision: of products of float32 on the CPU, as in `cmibq.ops.gemm`: ``"float32"``,
+            ``"bfloat16x3"`` (the same here: both have the accuracy of float32), ``"bfloat16x2"``
+            (2^-16 where the CPU multiplies bfloat16 tiles, else float32) or ``"bfloat16"``. None
+            follows bfloat16 inputs and CPU autocast (bfloat16), else
+            `torch.get_float32_matmul_precision`.
+        recompute: save two numbers per row and head for the backward pass, which then repeats the
+            forward pass for some batch elements at a time; False saves q, k, v and three more
+            matrices of that size, which takes more memory and less time.
         need_entropy: also return the entropy of each row of attention.
         need_weights: also return attention averaged over the heads.
         out: [B, Lq, Do] in the dtype of `xq`, to write to; not where a gradient is recorded.
@@ -282,11 +276,11 @@ def attention(
     check_tokens("xq", xq.shape)
     check_tokens("xk", xk.shape)
     dtype, planes = xq.dtype, _planes(precision, xq.dtype)
-    tensors = [xq, xk, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta]
+    tensors = [xq, xk, wp, bp, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta]
     if planes == 1 or dtype == torch.bfloat16:
         tensors = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
     mask = None if key_mask is None else key_mask.to(torch.uint8)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    save = not recompute and wants_grad(*(t for t in tensors if t is not None))
     args = (*tensors, mask, heads, residual, eps, planes, save, need_entropy, need_weights)
     made, *_, entropy, weights = _call(args, dtype, out)
     entropy = entropy.detach() if need_entropy else None

@@ -27,7 +27,7 @@ enum {
 };
 
 enum { CQ_ARG_INT = -1, CQ_ARG_DOUBLE = -2 };
-#define CQ_MAX_ARGS 40
+#define CQ_MAX_ARGS 48
 
 /* An array: dtype number, one letter per dimension (a letter has one size in a whole call), flags.
  * An integer: CQ_ARG_INT with the allowed range min..max. A double: CQ_ARG_DOUBLE. */

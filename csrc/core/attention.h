@@ -47,8 +47,8 @@ typedef struct cq_att_row {
     float *d;            /* backward: gradient of the probabilities, becomes that of the scores */
     const uint8_t *mask; /* [n], 1 = the key is left out, or NULL */
     size_t n;
-    float scale;      /* of the scores */
-    float lse, delta; /* backward: logarithm of the sum, sum of p * d */
+    float scale; /* of the scores */
+    float lse;   /* backward: about the logarithm of the sum */
 } cq_att_row;
 
 /* Forward: top = scale * the largest score, sum of exp(scale * s - top), and the sum of that times

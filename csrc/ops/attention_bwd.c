@@ -1,23 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Backward: layer norm, output projection, then a task per batch element and head that makes the
- * probabilities again from the saved logarithms of their sums, 64 rows at a time, and keeps the
+ * probabilities again from the logarithms of their sums, 64 rows at a time, and keeps the
  * transposed sums of dK and dV of its head to itself; then the gradients of the projections. Every
- * sum has one order, whatever the number of threads. */
+ * sum has one order, whatever the number of threads.
+ *
+ * Where nothing was saved, the forward pass is repeated for a few batch elements at a time, and
+ * matrices make room for others: y for dy (in the gradient of xq), kv lies in the gradient of xk,
+ * ctx makes room for its gradient and that of q, k and v for theirs, q for the gradient of kv. */
 #include "attention_parts.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 64, NORM_ROWS = 64, COLUMNS = 256, SUM_ROWS = 32 };
+enum { ROWS = 64, NORM_ROWS = 64 };
 
 typedef struct job {
     cq_att_run *run;
-    const cq_attention_saved *s;
+    const cq_attention_args *a; /* of the batch elements at hand */
+    const cq_att_state *s;
     const float *g, *dy;
-    float *dy_out, *dq; /* dq holds the gradient of ctx until its head is done */
-    float *dk, *dv;     /* transposed, of a group of heads: [E / groups, B * Lk] */
-    size_t h0, group;   /* first head of the group, heads in it */
-    float *partial;     /* layer norm: [blocks, 2, Do] */
+    float *dy_out, *dq;   /* dq holds the gradient of ctx until its head is done */
+    float *dk, *dv, *dkv; /* dk and dv transposed: [E, B * Lk] */
+    float *partial;       /* layer norm: [blocks, 2, Do] */
+    size_t blocks;
+    cq_attention_grads d;
+    int more; /* not the first batch elements: gradients of parameters are added to */
 } job;
 
 typedef struct pieces {
@@ -72,36 +79,23 @@ static void small(const cq_att_run *run, const char *a, const char *b, size_t m,
     run->cx->k->attention_block_f32(&t);
 }
 
-static float dot(const float *x, const float *y, size_t n) {
-    float lane[8] = {0};
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t c = 0; c < 8; c++) lane[c] += x[i + c] * y[i + c];
-    for (; i < n; i++) lane[i % 8] += x[i] * y[i];
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
 static void soft_rows(const job *j, const pieces *x, size_t b, size_t h, size_t i, size_t m) {
-    const cq_attention_args *a = j->run->a;
+    const cq_attention_args *a = j->a;
     const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk);
     for (size_t r = 0; r < m; r++) {
-        const size_t at = (b * a->Lq + i + r) * a->E + h * w;
-        const float delta = dot(j->dq + at, j->s->ctx + at, w);
         const cq_att_row row = {.s = x->score + r * ld,
                                 .d = x->dscore + r * ld,
                                 .mask = a->mask ? a->mask + b * a->Lk : NULL,
                                 .n = a->Lk,
                                 .scale = 1.0f / sqrtf((float)w),
-                                .lse = j->s->lse[(b * a->H + h) * a->Lq + i + r],
-                                .delta = delta};
+                                .lse = j->s->lse[(b * a->H + h) * a->Lq + i + r]};
         j->run->cx->k->attention_dsoftmax_f32(&row);
     }
 }
 
 /* m rows from row i of one head: adds to dk and dv, replaces the rows of dq. */
 static void some_rows(const job *j, const pieces *x, size_t b, size_t h, size_t i, size_t m) {
-    const cq_attention_args *a = j->run->a;
+    const cq_attention_args *a = j->a;
     const cq_att_run *run = j->run;
     const size_t w = a->E / a->H, ld = cq_att_depth(a->Lk), n = a->Lk, keys = a->B * n;
     const float *q = j->s->q + (b * a->Lq + i) * a->E + h * w;
@@ -123,21 +117,20 @@ static void some_rows(const job *j, const pieces *x, size_t b, size_t h, size_t 
 
 static void heads(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
-    const cq_attention_args *a = j->run->a;
-    const size_t w = a->E / a->H;
+    const cq_attention_args *a = j->a;
+    const size_t w = a->E / a->H, keys = a->B * a->Lk;
     pieces x;
     char *slot;
     (void)block;
     const int taken = cq_att_take(j->run, &slot);
     lay_out(a, slot, &x);
     for (size_t t = begin; t < end; t++) {
-        const size_t b = t / j->group, own = t % j->group, h = j->h0 + own;
-        const size_t at = b * a->Lk * a->E + h * w, turned = own * w * a->B * a->Lk + b * a->Lk;
-        cq_att_pack(j->run, j->s->k + at, a->E, 1, a->Lk, w, 1, x.k_scores);
-        cq_att_pack(j->run, j->s->v + at, a->E, 1, a->Lk, w, 1, x.v_scores);
-        cq_att_pack(j->run, j->s->k + at, 1, a->E, w, a->Lk, 1, x.k_rows);
-        x.dk = j->dk + turned;
-        x.dv = j->dv + turned;
+        const size_t b = t / a->H, h = t % a->H, at = h * w * keys + b * a->Lk;
+        cq_att_pack(j->run, j->s->k + at, 1, keys, a->Lk, w, 1, x.k_scores);
+        cq_att_pack(j->run, j->s->v + at, 1, keys, a->Lk, w, 1, x.v_scores);
+        cq_att_pack(j->run, j->s->k + at, keys, 1, w, a->Lk, 1, x.k_rows);
+        x.dk = j->dk + at;
+        x.dv = j->dv + at;
         for (size_t i = 0; i < a->Lq && !cq_stop(j->run->cx); i += ROWS)
             some_rows(j, &x, b, h, i, cq_min_size(ROWS, a->Lq - i));
     }
@@ -146,7 +139,7 @@ static void heads(void *ctx, size_t begin, size_t end, size_t block) {
 
 static void norm_rows(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
-    const cq_attention_args *a = j->run->a;
+    const cq_attention_args *a = j->a;
     float *dgamma = j->partial + block * 2 * a->Do;
     memset(dgamma, 0, 2 * a->Do * sizeof(float));
     for (size_t r = begin; r < end; r++)
@@ -155,146 +148,152 @@ static void norm_rows(void *ctx, size_t begin, size_t end, size_t block) {
                                              dgamma, dgamma + a->Do);
 }
 
-static cq_status norm(job *j, const cq_attention_grads *d) {
-    const cq_attention_args *a = j->run->a;
-    const size_t rows = a->B * a->Lq, blocks = cq_ceil_div(rows, NORM_ROWS);
-    CQ_TRY(cq_parallel_rows(j->run->cx, rows, NORM_ROWS, norm_rows, j));
-    for (size_t c = 0; c < a->Do; c++) {
-        double gamma = 0.0, beta = 0.0;
-        for (size_t b = 0; b < blocks; b++) {
-            gamma += (double)j->partial[b * 2 * a->Do + c];
-            beta += (double)j->partial[b * 2 * a->Do + a->Do + c];
-        }
-        if (d->gamma) d->gamma[c] = (float)gamma;
-        if (d->beta) d->beta[c] = (float)beta;
-    }
-    return CQ_OK;
-}
-
-typedef struct sums {
-    const float *x;
-    size_t rows, cols;
-    float *out;
-} sums;
-
-static void column_sums(void *ctx, size_t begin, size_t end, size_t block) {
-    const sums *s = ctx;
-    double acc[COLUMNS] = {0};
-    (void)block;
-    for (size_t r = 0; r < s->rows; r += SUM_ROWS) {
-        float part[COLUMNS] = {0};
-        for (size_t q = r; q < cq_min_size(s->rows, r + SUM_ROWS); q++) {
-            const float *x = s->x + q * s->cols + begin;
-            for (size_t c = 0; c < end - begin; c++) part[c] += x[c];
-        }
-        for (size_t c = 0; c < end - begin; c++) acc[c] += (double)part[c];
-    }
-    for (size_t c = begin; c < end; c++) s->out[c] = (float)acc[c - begin];
-}
-
-/* The same for x transposed: sums of rows. */
-static void row_sums(void *ctx, size_t begin, size_t end, size_t block) {
-    const sums *s = ctx;
+static void norm_columns(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const size_t n = j->a->Do;
     (void)block;
     for (size_t c = begin; c < end; c++) {
-        double lane[8] = {0};
-        for (size_t r = 0; r < s->rows; r++) lane[r % 8] += (double)s->x[c * s->rows + r];
-        s->out[c] = (float)cq_sum_lanes(lane);
+        double gamma = 0.0, beta = 0.0;
+        for (size_t b = 0; b < j->blocks; b++) {
+            gamma += (double)j->partial[b * 2 * n + c];
+            beta += (double)j->partial[b * 2 * n + n + c];
+        }
+        if (j->d.gamma) j->d.gamma[c] = (j->more ? j->d.gamma[c] : 0.0f) + (float)gamma;
+        if (j->d.beta) j->d.beta[c] = (j->more ? j->d.beta[c] : 0.0f) + (float)beta;
     }
 }
 
-/* Gradients of one linear layer y = x w^T + b, where wanted; dx is added to where `add`. dy is
- * [rows, n], `turned` [n, rows]. */
-typedef struct linear {
-    const float *dy, *x, *w;
-    size_t rows, n, k;
-    float *dw, *db, *dx;
-    int add, turned;
-} linear;
+static cq_status norm(job *j) {
+    const size_t rows = j->a->B * j->a->Lq;
+    j->blocks = cq_ceil_div(rows, NORM_ROWS);
+    CQ_TRY(cq_parallel_rows(j->run->cx, rows, NORM_ROWS, norm_rows, j));
+    return cq_parallel_rows(j->run->cx, j->a->Do, CQ_ATT_LANES, norm_columns, j);
+}
 
-static cq_status linear_bwd(cq_att_run *run, const linear *l) {
-    const size_t ld = l->turned ? l->rows : l->n;
-    if (l->db) {
-        sums s = {l->dy, l->rows, l->n, l->db};
-        CQ_TRY(cq_parallel_rows(run->cx, l->n, COLUMNS, l->turned ? row_sums : column_sums, &s));
+static size_t norm_bytes(const cq_attention_args *a, size_t rows) {
+    return cq_att_bytes(cq_mul(cq_ceil_div(rows, NORM_ROWS), 2), a->Do);
+}
+
+/* Where the pieces lie: in what the call is given, or in the workspace (a null pointer to begin
+ * with, to count its bytes). Sizes stay at SIZE_MAX. */
+typedef struct places {
+    float *q, *ctx, *k, *v, *kv, *lse; /* repeated forward pass */
+    float *dy, *dq, *dk, *dv, *dkv, *partial;
+} places;
+
+enum { KEEP_XQ = 1, KEEP_XK = 2 };
+
+static float *take(char **at, size_t *bytes, size_t rows, size_t columns) {
+    *bytes = cq_add(*bytes, cq_att_bytes(rows, columns));
+    return at ? cq_att_floats(at, rows * columns) : NULL;
+}
+
+static size_t spread(const cq_attention_args *a, int saved, int keep, char **at, places *x) {
+    const size_t n = cq_att_elements(a, saved), nq = cq_mul(n, a->Lq), nk = cq_mul(n, a->Lk);
+    const int own_dy = !(a->residual && (keep & KEEP_XQ)), wide = a->P == a->Dk;
+    size_t sum = norm_bytes(a, nq);
+    *x = (places){.partial = at ? (float *)(void *)cq_att_carve(at, sum) : NULL};
+    x->dy = own_dy ? take(at, &sum, nq, a->Do) : NULL;
+    if (saved) {
+        x->dq = take(at, &sum, nq, a->E);
+        x->dk = take(at, &sum, nk, a->E);
+        x->dv = take(at, &sum, nk, a->E);
+        x->dkv = a->wp ? take(at, &sum, nk, a->P) : NULL;
+        return sum;
     }
-    if (l->dw) {
-        const cq_att_product p = {.A = {l->dy, ld, !l->turned},
-                                  .B = {l->x, l->k, 0},
-                                  .M = l->n,
-                                  .N = l->k,
-                                  .K = l->rows,
-                                  .c = l->dw,
-                                  .ldc = l->k};
-        CQ_TRY(cq_att_multiply(run, &p));
+    const int fits = !a->wp || cq_mul(nk, a->P) <= cq_mul(nq, a->E);
+    x->q = take(at, &sum, nq, a->E);
+    x->ctx = x->dq = take(at, &sum, nq, a->E);
+    x->k = x->dk = take(at, &sum, nk, a->E);
+    x->v = x->dv = take(at, &sum, nk, a->E);
+    x->lse = take(at, &sum, cq_mul(n, a->H), a->Lq);
+    x->kv = a->wp && !(wide && (keep & KEEP_XK)) ? take(at, &sum, nk, a->P) : NULL;
+    x->dkv = fits ? x->q : take(at, &sum, nk, a->P);
+    return sum;
+}
+
+size_t cq_attention_bwd_workspace(const cq_attention_args *a, int saved, int keep, int threads) {
+    places x;
+    return cq_add(cq_att_begin_bytes(a, threads, saved, 1), spread(a, saved, keep, NULL, &x));
+}
+
+/* Scores, then the gradients of the projections of kv and of xk. */
+static cq_status keys_and_values(job *j) {
+    const cq_attention_args *a = j->a;
+    const cq_attention_grads *d = &j->d;
+    const size_t rows = a->B * a->Lk;
+    float *dkv = a->wp ? j->dkv : d->xk;
+    CQ_TRY(cq_parallel_rows(j->run->cx, a->B * a->H, 1, heads, j));
+    if (a->wp && !d->xk && !d->wp && !d->bp) dkv = NULL;
+    const cq_att_linear k = {j->dk, j->s->kv, a->wk, rows, a->E, a->P,
+                             d->wk, d->bk,    dkv,   0,    1,    j->more};
+    const cq_att_linear v = {j->dv, j->s->kv, a->wv, rows, a->E, a->P,
+                             d->wv, d->bv,    dkv,   1,    1,    j->more};
+    CQ_TRY(cq_att_linear_bwd(j->run, &k));
+    CQ_TRY(cq_att_linear_bwd(j->run, &v));
+    if (!dkv || !a->wp) return CQ_OK;
+    const cq_att_linear p = {dkv,   a->xk, a->wp, rows, a->P, a->Dk,
+                             d->wp, d->bp, d->xk, 0,    0,    j->more};
+    return cq_att_linear_bwd(j->run, &p);
+}
+
+static cq_status some_elements(job *j) {
+    const cq_attention_args *a = j->a;
+    const cq_attention_grads *d = &j->d;
+    const size_t nq = a->B * a->Lq;
+    j->dy = j->g;
+    if (a->gamma) {
+        CQ_TRY(norm(j));
+        j->dy = j->dy_out;
+    } else if (a->residual && d->xq) {
+        memcpy(d->xq, j->g, nq * a->Do * sizeof(float));
     }
-    if (!l->dx) return CQ_OK;
-    const cq_att_product p = {.A = {l->dy, ld, l->turned},
-                              .B = {l->w, l->k, 0},
-                              .M = l->rows,
-                              .N = l->k,
-                              .K = l->n,
-                              .c = l->dx,
-                              .ldc = l->k,
-                              .add = l->add};
-    return cq_att_multiply(run, &p);
+    /* dq may lie where ctx does: ctx is read before dq is written. */
+    const cq_att_linear out = {j->dy, j->s->ctx, a->wo, nq, a->Do, a->E,
+                               d->wo, d->bo,     j->dq, 0,  0,     j->more};
+    CQ_TRY(cq_att_linear_bwd(j->run, &out));
+    if (!a->Lq) {
+        memset(j->dk, 0, a->B * a->Lk * a->E * sizeof(float));
+        memset(j->dv, 0, a->B * a->Lk * a->E * sizeof(float));
+    }
+    CQ_TRY(keys_and_values(j));
+    const cq_att_linear q = {j->dq, a->xq, a->wq, nq,          a->E, a->Dq,
+                             d->wq, d->bq, d->xq, a->residual, 0,    j->more};
+    return cq_att_linear_bwd(j->run, &q);
 }
 
-/* Heads are worked off in two groups where they can be: half of dk and dv at a time. */
-static size_t groups(const cq_attention_args *a) { return a->H % 2 ? 1 : 2; }
-
-static size_t norm_bytes(const cq_attention_args *a) {
-    return cq_ceil_div(a->B * a->Lq, NORM_ROWS) * 2 * a->Do * sizeof(float);
-}
-
-size_t cq_attention_bwd_workspace(const cq_attention_args *a, int keep_xq, int threads) {
-    const size_t slots = (size_t)(threads > CQ_ATT_SLOTS ? CQ_ATT_SLOTS : threads);
-    const size_t rows = a->B * a->Lq * sizeof(float);
-    const size_t dy = a->residual && keep_xq ? 0 : rows * a->Do;
-    return cq_att_shared_bytes(a) + (cq_att_slot_bytes(a, 1) + 64) * slots + rows * a->E + dy +
-           2 * a->B * a->Lk * (a->E / groups(a)) * sizeof(float) + norm_bytes(a) + 512;
-}
-
-static float *from_row(float *x, size_t offset) { return x ? x + offset : NULL; }
-
-/* One group of heads: scores, then the gradients of the two projections of xk. */
-static cq_status keys_and_values(job *j, const cq_attention_grads *d, size_t width) {
-    const cq_attention_args *a = j->run->a;
-    const size_t rows = a->B * a->Lk, row = j->h0 * (a->E / a->H), at = row * a->Dk;
-    CQ_TRY(cq_parallel_rows(j->run->cx, a->B * j->group, 1, heads, j));
-    const linear k = {
-        j->dk, a->xk,     a->wk + at, rows, width, a->Dk, from_row(d->wk, at), from_row(d->bk, row),
-        d->xk, j->h0 > 0, 1};
-    const linear v = {
-        j->dv, a->xk, a->wv + at, rows, width, a->Dk, from_row(d->wv, at), from_row(d->bv, row),
-        d->xk, 1,     1};
-    CQ_TRY(linear_bwd(j->run, &k));
-    return linear_bwd(j->run, &v);
+/* The forward pass again, up to y. */
+static cq_status repeat(job *j, cq_att_state *t, const places *x) {
+    const cq_attention_args *a = j->a;
+    t->q = x->q;
+    t->ctx = x->ctx;
+    t->k = x->k;
+    t->v = x->v;
+    t->y = a->gamma ? j->dy_out : NULL;
+    t->lse = x->lse;
+    return cq_att_forward(j->run, a, t, x->kv ? x->kv : j->d.xk);
 }
 
 cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_attention_saved *s,
                            const float *g, const cq_attention_grads *d, char *work) {
     cq_att_run run;
-    cq_att_begin(&run, cx, a, work, 1);
-    const size_t nq = a->B * a->Lq, nk = a->B * a->Lk, width = a->E / groups(a);
-    char *at = run.rest;
-    job j = {.run = &run, .s = s, .g = g, .dy = g};
-    j.dq = (float *)(void *)cq_att_carve(&at, nq * a->E * sizeof(float));
-    j.dk = (float *)(void *)cq_att_carve(&at, nk * width * sizeof(float));
-    j.dv = (float *)(void *)cq_att_carve(&at, nk * width * sizeof(float));
-    j.partial = (float *)(void *)cq_att_carve(&at, norm_bytes(a));
-    j.dy_out = a->residual && d->xq ? d->xq : (float *)(void *)at;
-    if (!a->Lq) memset(j.dk, 0, (size_t)((char *)j.partial - (char *)j.dk));
-    if (a->gamma) {
-        CQ_TRY(norm(&j, d));
-        j.dy = j.dy_out;
-    } else if (a->residual && d->xq) {
-        memcpy(d->xq, g, nq * a->Do * sizeof(float));
+    places x;
+    const int saved = s->q != NULL, keep = (d->xq ? KEEP_XQ : 0) + (d->xk ? KEEP_XK : 0);
+    cq_att_begin(&run, cx, a, &work, saved, 1);
+    spread(a, saved, keep, &work, &x);
+    const size_t n = cq_att_elements(a, saved);
+    job j = {.run = &run, .dq = x.dq, .dk = x.dk, .dv = x.dv, .dkv = x.dkv, .partial = x.partial};
+    for (size_t b = 0; b == 0 || b < a->B; b += n ? n : 1, j.more = 1) { /* once without elements */
+        const cq_attention_args part = cq_att_part(a, b, cq_min_size(n, a->B - b));
+        cq_att_state t = {.kv = a->wp ? s->kv : a->xk, .q = s->q, .k = s->k, .v = s->v};
+        t.ctx = s->ctx, t.y = s->y;
+        t.lse = s->lse + b * a->H * a->Lq, t.stat = s->stat + b * a->Lq * 2;
+        j.a = &part, j.s = &t, j.d = *d, j.g = g + b * a->Lq * a->Do;
+        j.d.xq = cq_att_from(d->xq, b * a->Lq * a->Dq);
+        j.d.xk = cq_att_from(d->xk, b * a->Lk * a->Dk);
+        j.dy_out = x.dy ? x.dy : j.d.xq;
+        if (!saved) CQ_TRY(repeat(&j, &t, &x));
+        CQ_TRY(some_elements(&j));
     }
-    const linear out = {j.dy, s->ctx, a->wo, nq, a->Do, a->E, d->wo, d->bo, j.dq, 0, 0};
-    CQ_TRY(linear_bwd(&run, &out));
-    j.group = a->H / groups(a);
-    for (j.h0 = 0; j.h0 < a->H; j.h0 += j.group) CQ_TRY(keys_and_values(&j, d, width));
-    const linear q = {j.dq, a->xq, a->wq, nq, a->E, a->Dq, d->wq, d->bq, d->xq, a->residual, 0};
-    return linear_bwd(&run, &q);
+    return CQ_OK;
 }

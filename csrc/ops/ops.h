@@ -199,44 +199,46 @@ cq_status cq_project_bwd_row(cq_ctx *cx, const float *g, const float *b, const f
 cq_status cq_round_bits_row(cq_ctx *cx, const float *b, int lo, int hi, int64_t total, uint8_t *out,
                             size_t R, size_t C);
 
-/* A fusion block: q = xq wq^T + bq, k = xk wk^T + bk, v = xk wv^T + bv, heads of width E / H, ctx =
- * softmax(q k^T / sqrt(E / H)) v, y = (residual ? xq : 0) + ctx wo^T + bo, out = layer norm of y.
- */
+/* A fusion block: kv = wp ? xk wp^T + bp : xk, q = xq wq^T + bq, k = kv wk^T + bk, v = kv wv^T +
+ * bv, heads of width E / H, ctx = softmax(q k^T / sqrt(E / H)) v, y = (residual ? xq : 0) + ctx
+ * wo^T + bo, out = layer norm of y. */
 typedef struct cq_attention_args {
-    size_t B, Lq, Lk, Dq, Dk, E, Do, H; /* H divides E; all but B, Lq, Lk at least 1 */
-    const float *xq, *xk;               /* [B, Lq, Dq], [B, Lk, Dk] */
-    const float *wq, *bq;               /* [E, Dq], [E] or NULL */
-    const float *wk, *bk, *wv, *bv;     /* [E, Dk], [E] or NULL */
-    const float *wo, *bo;               /* [Do, E], [Do] or NULL */
-    const float *gamma, *beta;          /* [Do], or both NULL: no layer norm */
-    const uint8_t *mask;                /* [B, Lk], 1 = the key is left out; or NULL */
+    size_t B, Lq, Lk, Dq, Dk, P, E, Do, H; /* H divides E; all but B, Lq, Lk at least 1 */
+    const float *xq, *xk;                  /* [B, Lq, Dq], [B, Lk, Dk] */
+    const float *wp, *bp;                  /* [P, Dk], [P] or NULL; without wp P = Dk */
+    const float *wq, *bq;                  /* [E, Dq], [E] or NULL */
+    const float *wk, *bk, *wv, *bv;        /* [E, P], [E] or NULL */
+    const float *wo, *bo;                  /* [Do, E], [Do] or NULL */
+    const float *gamma, *beta;             /* [Do], or both NULL: no layer norm */
+    const uint8_t *mask;                   /* [B, Lk], 1 = the key is left out; or NULL */
     float eps;
     int residual, planes; /* planes: core/attention.h */
 } cq_attention_args;
 
-/* What the forward pass leaves behind. q, ctx and y may be NULL: then they live in `out`, which
- * needs E = Do <= 1024 (cq_attention_in_place). k and v [B, Lk, KV], KV a multiple of E / H that
- * divides E: heads are worked off in groups when KV < E, and only the last group stays. */
+/* What the forward pass leaves behind: all of it, or (q NULL) nothing; the backward pass then
+ * repeats the forward pass. k and v are [E, B * Lk]. kv without wp and y without layer norm are not
+ * used. */
 typedef struct cq_attention_saved {
-    float *q, *k, *v, *ctx, *y;
-    size_t KV;
+    float *kv, *q, *k, *v, *ctx, *y; /* [B, Lk, P], [B, Lq, E], .., [B, Lq, E], [B, Lq, Do] */
     float *lse;  /* [B, H, Lq]: logarithm of the sum of exp(scores); -inf: all keys left out */
-    float *stat; /* [B, Lq, 2]: mean and 1 / deviation of y; not used without layer norm */
+    float *stat; /* [B, Lq, 2]: mean and 1 / deviation of y */
 } cq_attention_saved;
 
-/* entropy [B, H, Lq] in nats, weights [B, Lq, Lk] averaged over heads; NULL = not wanted. */
-size_t cq_attention_workspace(const cq_attention_args *a, int threads);
-int cq_attention_in_place(const cq_attention_args *a);
+/* entropy [B, H, Lq] in nats, weights [B, Lq, Lk] averaged over heads; NULL = not wanted. Sizes of
+ * workspaces end at SIZE_MAX. */
+size_t cq_attention_workspace(const cq_attention_args *a, int saved, int threads);
 cq_status cq_attention(cq_ctx *cx, const cq_attention_args *a, const cq_attention_saved *s,
                        float *out, float *entropy, float *weights, char *work);
 
-/* Gradients; NULL = not wanted. Biases of the forward pass are not read. */
+/* Gradients; NULL = not wanted. */
 typedef struct cq_attention_grads {
-    float *xq, *xk, *wq, *bq, *wk, *bk, *wv, *bv, *wo, *bo, *gamma, *beta;
+    float *xq, *xk, *wp, *bp, *wq, *bq, *wk, *bk, *wv, *bv, *wo, *bo, *gamma, *beta;
 } cq_attention_grads;
-size_t cq_attention_bwd_workspace(const cq_attention_args *a, int keep_xq, int threads);
+/* keep: whether dxq and dxk are wanted (they hold other things on the way), 1 and 2 added up. */
+size_t cq_attention_bwd_workspace(const cq_attention_args *a, int saved, int keep, int threads);
 cq_status cq_attention_bwd(cq_ctx *cx, const cq_attention_args *a, const cq_attention_saved *s,
                            const float *g, const cq_attention_grads *d, char *work);
+
 /* The choice [n] of one option per unit of least total distortion d [n, m] within the budget; at
  * most 16 options, n * m below 2**32. info [3]: total distortion, how far it can be from the
  * optimum (0: proven), slope of the relaxation at the budget. spent [1]. */

@@ -69,20 +69,21 @@ static void attention(run *t) {
     const size_t B = 2, Lq = cq_min_size(t->R, 33), Lk = cq_min_size(t->C, 130);
     const size_t Dk = 24, E = 32, D = 16, H = 4, nq = B * Lq, nk = B * Lk;
     const int threads = t->cx->threads;
-    cq_attention_args a = {.B = B, .Lq = Lq, .Lk = Lk, .Dq = D, .Dk = Dk, .E = E, .Do = D, .H = H};
+    cq_attention_args a = {
+        .B = B, .Lq = Lq, .Lk = Lk, .Dq = D, .Dk = Dk, .P = Dk, .E = E, .Do = D, .H = H};
     a.xq = small(t, nq * D), a.xk = small(t, nk * Dk);
     a.wq = small(t, E * D), a.bq = small(t, E), a.wk = small(t, E * Dk), a.bk = small(t, E);
     a.wv = small(t, E * Dk), a.bv = small(t, E), a.wo = small(t, D * E), a.bo = small(t, D);
     a.gamma = small(t, D), a.beta = small(t, D), a.mask = bytes_below(t, nk, 1);
     a.eps = 1e-5f, a.residual = 1, a.planes = CQ_ATT_HIGHEST;
-    cq_attention_saved s = {.q = take(t, nq * E * 4), .ctx = take(t, nq * E * 4), .KV = E};
+    cq_attention_saved s = {.q = take(t, nq * E * 4), .ctx = take(t, nq * E * 4)};
     s.k = take(t, nk * E * 4), s.v = take(t, nk * E * 4), s.y = take(t, nq * D * 4);
     s.stat = take(t, 2 * nq * 4), s.lse = take(t, nq * H * 4);
     float *out = take(t, nq * D * 4), *entropy = take(t, nq * H * 4);
     float *weights = take(t, nq * Lk * 4);
     t->tolerance = 1e-3;
     report_status(t, cq_attention(t->cx, &a, &s, out, entropy, weights,
-                                  take(t, cq_attention_workspace(&a, threads))));
+                                  take(t, cq_attention_workspace(&a, 1, threads))));
     report_f32(t, out, nq * D);
     report_f32(t, entropy, nq * H);
     report_f32(t, weights, nq * Lk);
@@ -92,7 +93,7 @@ static void attention(run *t) {
     d.wo = take(t, D * E * 4), d.bo = take(t, D * 4);
     d.gamma = take(t, D * 4), d.beta = take(t, D * 4);
     report_status(t, cq_attention_bwd(t->cx, &a, &s, small(t, nq * D), &d,
-                                      take(t, cq_attention_bwd_workspace(&a, 1, threads))));
+                                      take(t, cq_attention_bwd_workspace(&a, 1, 3, threads))));
     report_f32(t, d.xq, nq * D);
     report_f32(t, d.xk, nk * Dk);
     report_f32(t, d.wq, E * D);

@@ -35,12 +35,25 @@ void cq_attention_softmax_f32_avx512(const cq_att_row *t, cq_att_stats *out) {
 
 void cq_attention_dsoftmax_f32_avx512(const cq_att_row *t) {
     const __m512 scale = _mm512_set1_ps(t->scale), lse = _mm512_set1_ps(t->lse);
-    const __m512 delta = _mm512_set1_ps(t->delta);
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 sum = zero, along = zero;
     for (size_t j = 0; j < cq_att_depth(t->n); j += 16) {
         const __mmask16 m = t->lse == -INFINITY ? 0 : cq_att_seen(t, j);
         const __m512 x = _mm512_fmsub_ps(scale, _mm512_maskz_loadu_ps(m, t->s + j), lse);
         const __m512 p = _mm512_maskz_mov_ps(m, cq_att_exp(x));
-        const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, t->d + j), delta);
+        const __m512 d = _mm512_maskz_loadu_ps(m, t->d + j);
+        sum = _mm512_add_ps(sum, p);
+        along = _mm512_fmadd_ps(p, d, along);
+        _mm512_storeu_ps(t->s + j, p);
+        _mm512_storeu_ps(t->d + j, d);
+    }
+    const float total = _mm512_reduce_add_ps(sum), inverse = total == 0.0f ? 0.0f : 1.0f / total;
+    const __m512 rate = _mm512_set1_ps(inverse);
+    const __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(along) * inverse);
+    for (size_t j = 0; j < cq_att_depth(t->n); j += 16) {
+        const __mmask16 m = t->lse == -INFINITY ? 0 : cq_att_seen(t, j);
+        const __m512 p = _mm512_mul_ps(_mm512_loadu_ps(t->s + j), rate);
+        const __m512 d = _mm512_sub_ps(_mm512_loadu_ps(t->d + j), delta);
         _mm512_storeu_ps(t->s + j, p);
         _mm512_storeu_ps(t->d + j, _mm512_maskz_mul_ps(m, _mm512_mul_ps(p, d), scale));
     }

@@ -47,9 +47,16 @@ CQ_INLINE void multiply(void) {
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* Four lines of what comes next, on their way to L2 while the tiles are busy. */
+/* A few lines of what comes next, on their way to L2 while the tiles are busy. */
 CQ_INLINE const char *fetch(const char *ahead, size_t step) {
-    for (size_t line = 0; step && line < 4; line++) _mm_prefetch(ahead + 64 * line, _MM_HINT_T1);
+    if (step) {
+        _mm_prefetch(ahead, _MM_HINT_T1);
+        _mm_prefetch(ahead + 64, _MM_HINT_T1);
+    }
+    if (step > 128) {
+        _mm_prefetch(ahead + 128, _MM_HINT_T1);
+        _mm_prefetch(ahead + 192, _MM_HINT_T1);
+    }
     return ahead + step;
 }
 
@@ -116,15 +123,16 @@ CQ_INLINE void fetch_rows(const cq_att_block *t, size_t i, size_t j) {
 
 CQ_INLINE void blocks(const cq_att_block *t, int planes) {
     float sum[CQ_ATT_LANES * CQ_ATT_LANES] __attribute__((aligned(64)));
-    const size_t share = cq_ceil_div(t->depth, 32) * (size_t)planes * 512;
+    const size_t shares = t->m > 4 * CQ_ATT_LANES ? 8 : 4, step = 1024 / shares;
+    const size_t share = cq_ceil_div(t->depth, 32) * (size_t)planes * 2 * step;
     for (size_t j = 0; j < t->n; j += CQ_ATT_LANES) {
         const uint16_t *b = cq_att_at(t->b, j, t->b_stride);
         for (size_t i = 0; i < t->m; i += CQ_ATT_LANES) {
             const uint16_t *a = cq_att_at(t->a, i, t->a_stride);
             const size_t part = i / CQ_ATT_LANES;
-            if (t->ahead && part < 4) {
+            if (t->ahead && part < shares) {
                 fetch_rows(t, i, j);
-                product(a, b, t->depth, planes, sum, (const char *)t->ahead + part * share, 256);
+                product(a, b, t->depth, planes, sum, (const char *)t->ahead + part * share, step);
             } else {
                 product(a, b, t->depth, planes, sum, (const char *)b, 0);
             }

@@ -9,10 +9,19 @@
 
 enum { TILE = 512 }; /* elements of a tile */
 
+/* The largest bfloat16 instead of the infinity that a larger float would round to; NaN stays. */
+CQ_INLINE __m512 within(__m512 x) {
+    const __m512 most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7F7F0000));
+    const __m512 least = _mm512_castsi512_ps(_mm512_set1_epi32((int)0xFF7F0000u));
+    return _mm512_max_ps(least, _mm512_min_ps(most, x));
+}
+
 /* Parts of 32 floats, x first; what a part does not hold goes to the next. */
 CQ_INLINE void split(__m512 x, __m512 y, __m512i *part, int planes) {
     for (int p = 0; p < planes; p++) {
-        const __m512i h = (__m512i)_mm512_cvtne2ps_pbh(y, x);
+        const int first_of_many = p == 0 && planes > 1;
+        const __m512i h = (__m512i)(first_of_many ? _mm512_cvtne2ps_pbh(within(y), within(x))
+                                                  : _mm512_cvtne2ps_pbh(y, x));
         part[p] = h;
         if (p + 1 == planes) return;
         const __m512i lo = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(h));

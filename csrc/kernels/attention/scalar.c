@@ -7,13 +7,14 @@
  * the sum starts from 0 for each call and has no stated order. attention_softmax_f32 s[j] =
  * exp(scale * s[j] - top), where top = max_j scale * s[j] over the keys that are not masked; masked
  * and padding keys become 0. The sum of exp lies in [1, n]; nothing is divided here.
- * attention_dsoftmax_f32 p = exp(scale * s[j] - lse); s[j] = p; d[j] = p * (d[j] - delta) * scale;
- *                       both are 0 for masked and padding keys.
+ * attention_dsoftmax_f32 e = exp(scale * s[j] - lse), p = e / the sum of e: s[j] = p; d[j] = p *
+ *                       (d[j] - delta) * scale, delta the sum of p * d; both are 0 for masked and
+ *                       padding keys. lse only keeps e from overflowing.
  * exp: Cody-Waite reduction by ln 2 in two parts and a polynomial of degree 7, 2 ulp for arguments
  * in [-87, 0]; below -87.3 it is 0.
  *
  * A NaN among scores or operands makes the results it enters NaN; so does an infinity where the
- * operands are split (avx512amx). Finite operands stay below 3.38e38. Nothing aliases.
+ * operands are split (avx512amx). Every finite operand is split exactly. Nothing aliases.
  * Exactness: ULP. Relative to sum |a| |b|: 2^-22 with two planes or more (2^-16 with two on
  * avx512amx), 2^-8 with one, where both operands are rounded. */
 #include "attention.h"
@@ -86,10 +87,18 @@ void cq_attention_softmax_f32_scalar(const cq_att_row *t, cq_att_stats *out) {
 }
 
 void cq_attention_dsoftmax_f32_scalar(const cq_att_row *t) {
+    float delta = 0.0f, sum = 0.0f;
     for (size_t j = 0; j < cq_att_depth(t->n); j++) {
         const int out_of_sight = j >= t->n || (t->mask && t->mask[j]) || t->lse == -INFINITY;
-        const float p = out_of_sight ? 0.0f : exponential(t->scale * t->s[j] - t->lse);
-        t->d[j] = out_of_sight ? 0.0f : p * (t->d[j] - t->delta) * t->scale;
-        t->s[j] = p;
+        t->s[j] = out_of_sight ? 0.0f : exponential(t->scale * t->s[j] - t->lse);
+        t->d[j] = out_of_sight ? 0.0f : t->d[j];
+        delta += t->s[j] * t->d[j];
+        sum += t->s[j];
+    }
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    for (size_t j = 0; j < t->n; j++) {
+        const int out_of_sight = (t->mask && t->mask[j]) || t->lse == -INFINITY;
+        t->s[j] *= inverse;
+        t->d[j] = out_of_sight ? 0.0f : t->s[j] * (t->d[j] - delta * inverse) * t->scale;
     }
 }

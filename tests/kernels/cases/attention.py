@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.cases.base import Arrays, Case
 
-NAMES = ("xq", "xk", "wq", "bq", "wk", "bk", "wv", "bv", "wo", "bo", "gamma", "beta")
+NAMES = ("xq", "xk", "wp", "bp", "wq", "bq", "wk", "bk", "wv", "bv", "wo", "bo", "gamma", "beta")
 EPS = 1e-5
 
 
@@ -15,13 +15,14 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> dict[str, NDArray]:
     """Derive a batch of 1 or 2, up to 70 queries, up to 130 keys, 1..3 heads of width 1..16."""
     batch, lq, lk = 1 + rows % 2, 1 + rows % 70, 1 + cols % 130
     heads, width, dk = 1 + cols % 3, 1 + (rows + cols) % 16, 1 + cols % 37
-    d = heads * width
+    d, first = heads * width, 1 + cols % 11
 
     def normal(*shape: int) -> NDArray:
         return rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
 
     made = {"xq": normal(batch, lq, d) * 8, "xk": normal(batch, lk, dk) * 8}
-    for name, k in (("q", d), ("k", dk), ("v", dk), ("o", d)):
+    made |= {"wp": normal(first, dk), "bp": normal(first)}
+    for name, k in (("q", d), ("k", first), ("v", first), ("o", d)):
         made |= {f"w{name}": normal(d, k), f"b{name}": normal(d)}
     mask = (rng.random((batch, lk)) < 0.2).astype(np.uint8)
     mask[0] |= rows % 5 == 4  # nobody to look at
@@ -32,37 +33,38 @@ def make(rng: np.random.Generator, rows: int, cols: int) -> dict[str, NDArray]:
 def run(planes: int, residual: int, norm: bool):
     def call(k: object, a: Arrays) -> Arrays:
         heads = int(a["heads"])
-        (b, lq, d), (_, lk, dk) = a["xq"].shape, a["xk"].shape
+        (b, lq, d), (_, lk, dk), first = a["xq"].shape, a["xk"].shape, len(a["wp"])
         gamma, beta = (a["gamma"], a["beta"]) if norm else (None, None)
-        params = [a[n] for n in NAMES[:10]] + [gamma, beta, a["mask"]]
-        sizes = (b, lq, lk, d, dk, d, d, heads, residual, planes)
-        shapes = [(lq, d), (lq, d), (lk, d), (lk, d), (lq, d), (lq, d)]
-        out, q, key, v, ctx, y = (np.full((b, *s), 77, np.float32) for s in shapes)
-        lse, entropy = (np.full((b, heads, lq), 77, np.float32) for _ in range(2))
-        stat, weights = np.zeros((b, lq, 2), np.float32), np.full((b, lq, lk), 77, np.float32)
-        saved = (q, key, v, ctx, y if norm else None, lse, stat)
-        work = np.full(k.attention_workspace(*sizes, 0), 255, np.uint8)
-        k.attention(
-            *params, heads, residual, EPS, planes, out, *saved, entropy, weights, work
-        )  # fmt: skip
-        alone = np.full_like(out, 77)
-        held = [np.full((b, lk, d // heads), 77, np.float32) for _ in range(2)]
-        few = (None, *held, None, None, np.empty_like(lse), np.empty_like(stat))
-        k.attention(*params, heads, residual, EPS, planes, alone, *few, None, None, work)
-        grads = [np.full_like(a[n], 77) for n in NAMES]
-        work = np.full(k.attention_workspace(*sizes, 2), 255, np.uint8)
-        k.attention_bwd(
-            a["g"], *(a[n] for n in ("xq", "xk", "wq", "wk", "wv", "wo")), gamma, a["mask"],
-            *saved, heads, residual, planes, *grads, work,
-        )  # fmt: skip
-        used = grads if norm else grads[:10]
+        params = [a[n] for n in NAMES[:12]] + [gamma, beta, a["mask"]]
+        options = (heads, residual, EPS, planes)
+        sizes = (b, lq, lk, d, dk, first, d, d, heads, residual, planes)
+
+        def fresh(*shapes: tuple[int, ...]) -> list[NDArray]:
+            return [np.full((b, *s), 77, np.float32) for s in shapes]
+
+        def work(*how: int) -> NDArray:
+            return np.full(k.attention_workspace(*sizes, *how), 255, np.uint8)
+
+        def grads(held: tuple[object, ...], saved: int) -> list[NDArray]:
+            made = [np.full_like(a[n], 77) for n in NAMES]
+            k.attention_bwd(a["g"], *params, *options, *held, *made, work(saved, 3))
+            return made if norm else made[:12]
+
+        out, q, ctx, y, alone = fresh(*[(lq, d)] * 5)
+        kv, key, v = fresh((lk, first), (lk, d), (lk, d))
+        lse, entropy, stat, weights = fresh((heads, lq), (heads, lq), (lq, 2), (lq, lk))
+        saved = (kv, q, key, v, ctx, y if norm else None, lse, stat)
+        k.attention(*params, *options, out, *saved, entropy, weights, work(1, -1))
+        few = (*[None] * 6, *fresh((heads, lq), (lq, 2)))
+        k.attention(*params, *options, alone, *few, None, None, work(0, -1))
         return {
             "out": out,
             "alone": alone,
             "lse": lse,
             "entropy": entropy,
             "weights": weights,
-            "grads": np.concatenate([t.ravel() for t in used]),
+            "grads": np.concatenate([t.ravel() for t in grads(saved, 1)]),
+            "again": np.concatenate([t.ravel() for t in grads(few, 0)]),
         }
 
     return call
@@ -89,8 +91,9 @@ def oracle(residual: int, norm: bool):
         def merge(t: NDArray) -> NDArray:
             return t.transpose(0, 2, 1, 3).reshape(t.shape[0], t.shape[2], -1)
 
+        f["kv"] = f["xk"] @ f["wp"].T + f["bp"]
         q, k, v = (split(f[x] @ f[w].T + f[b]) for x, w, b in
-                   (("xq", "wq", "bq"), ("xk", "wk", "bk"), ("xk", "wv", "bv")))  # fmt: skip
+                   (("xq", "wq", "bq"), ("kv", "wk", "bk"), ("kv", "wv", "bv")))  # fmt: skip
         root = np.sqrt(q.shape[-1])
         p, lse = softmax(q @ k.swapaxes(-1, -2) / root, a["mask"])
         ctx = merge(p @ v)
@@ -105,8 +108,10 @@ def oracle(residual: int, norm: bool):
         dp = dctx @ v.swapaxes(-1, -2)
         ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / root
         dq, dk, dv = merge(ds @ k), merge(ds.swapaxes(-1, -2) @ q), merge(p.swapaxes(-1, -2) @ dctx)
-        grads = [dq @ f["wq"] + (g if residual else 0), dk @ f["wk"] + dv @ f["wv"]]
-        for d, x in ((dq, f["xq"]), (dk, f["xk"]), (dv, f["xk"]), (g, ctx)):
+        dkv = dk @ f["wk"] + dv @ f["wv"]
+        grads = [dq @ f["wq"] + (g if residual else 0), dkv @ f["wp"]]
+        pairs = ((dkv, f["xk"]), (dq, f["xq"]), (dk, f["kv"]), (dv, f["kv"]), (g, ctx))
+        for d, x in pairs:
             grads += [np.einsum("bln,blk->nk", d, x), d.sum((0, 1))]
         grads += [dgamma, dbeta] if norm else []
         out = h * f["gamma"] + f["beta"] if norm else y
@@ -117,6 +122,7 @@ def oracle(residual: int, norm: bool):
             "entropy": -(p * np.log(np.where(p > 0, p, 1))).sum(-1),
             "weights": p.mean(1),
             "grads": np.concatenate([t.ravel() for t in grads]),
+            "again": np.concatenate([t.ravel() for t in grads]),
         }
 
     return want
