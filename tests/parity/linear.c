@@ -35,15 +35,19 @@ static void qlinear_f32(run *t) { qlinear(t, CQ_QLINEAR_F32, CQ_ACT_NONE); }
 static void qlinear_dynamic(run *t) { qlinear(t, CQ_QLINEAR_DYNAMIC, CQ_ACT_SILU); }
 static void qlinear_codes(run *t) { qlinear(t, CQ_QLINEAR_CODES, CQ_ACT_GELU); }
 
-/* Strips of different widths in groups of 8 or 24 inputs, which begin inside the halves of tiles.
- */
+/* Strips of different widths in groups of 8 or 24 inputs, which begin inside the halves of tiles;
+ * of one row also 33 rows in one group, which takes several steps of a block, or tiles of 8 bits
+ * where they lie. */
 static void qlinear_mixed(run *t) {
     static const uint8_t bits[] = {3, 8, 6};
-    const size_t M = t->R, N = 37, K = t->C, group = K % 24 == 0 ? 24 : K % 8 == 0 ? 8 : K;
+    const int one_group = t->R == 1 && t->C > 64;
+    const size_t M = one_group ? 33 : t->R, N = 37, K = t->C;
+    const size_t group = one_group ? K : K % 24 == 0 ? 24 : K % 8 == 0 ? 8 : K;
     float *x = finite(t, M * K), *out = take(t, M * N * sizeof *out);
     for (int mode = CQ_QLINEAR_F32; mode <= CQ_QLINEAR_CODES; mode++) {
         cq_tiles w = {.strip_bits = bits, .N = N, .K = K, .G = K ? K / group : 1, .bits = 8};
         w.asymmetric = mode % 2 == 0;
+        if (one_group && mode == CQ_QLINEAR_CODES) w.strip_bits = NULL;
         const cq_canonical_sizes size = cq_qtile_sizes(&w);
         uint16_t *scale = take(t, N * w.G * sizeof *scale);
         for (size_t i = 0; i < N * w.G; i++) scale[i] = (uint16_t)(draw(t) % 0x3000);

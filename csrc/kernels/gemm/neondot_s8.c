@@ -19,7 +19,8 @@ static void four_rows(const cq_gemm_f32_tile *t, size_t i, size_t j) {
     a += i % CQ_GEMM_WIDE / 16 * TILE + i % 16 * 64;
 #pragma GCC unroll 16
     for (size_t r = 0; r < 16; r++) acc[r] = vdupq_n_s32(0);
-    for (size_t k = 0; k < t->kc; k += 64, a += 2 * TILE, b += 2 * TILE) cq_dot_fours(acc, a, b, 4);
+    for (size_t k = 0; k < t->kc; k += 64, a += 2 * TILE, b += 2 * TILE)
+        cq_dot_fours(acc, a, 64, b, 4, 4, 0);
 #pragma GCC unroll 16
     for (size_t r = 0; r < 16; r++) vst1q_s32(sums + 4 * r, acc[r]);
     for (size_t r = 0; r < m; r++) {
