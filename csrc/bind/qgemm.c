@@ -86,6 +86,7 @@ static const cq_arg workspace[] = {
 PyObject *cq_py_qgemm_workspace(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     if (CQ_PARSE("qgemm_workspace", workspace, &a) < 0) return NULL;
+    if (check_groups(&a, (size_t)a.i[2], (size_t)a.i[3], SIZE_MAX) < 0) return NULL;
     const cq_packed w = {NULL,           NULL,           NULL,       (size_t)a.i[1],
                          (size_t)a.i[2], (size_t)a.i[3], (int)a.i[4]};
     return PyLong_FromSize_t(cq_qgemm_workspace(&a.cx, (size_t)a.i[0], &w));
