@@ -8,7 +8,8 @@
 #include <float.h>
 #include <math.h>
 
-enum { BLOCK = 8192, SAMPLE = 2048 };
+/* PIECE: units of a block whose steps lie in L1 while they are looked at. */
+enum { BLOCK = 8192, PIECE = 1024, SAMPLE = 2048 };
 
 typedef struct record {
     double slope;
@@ -30,8 +31,8 @@ typedef struct job {
     const cq_alloc_problem *p;
     float gap[CQ_ALLOC_MAX_OPTIONS], lo, hi;
     int32_t price[CQ_ALLOC_MAX_OPTIONS];
-    int plain; /* costs are one small row: the kernels can sum them */
-    float *s, *value;
+    int plain;        /* costs are one small row: the kernels can sum them */
+    float *s, *value; /* s: [PIECE * m] for each block */
     uint32_t *index;
     record *records, *copy;
     part *parts;
@@ -80,8 +81,8 @@ static int64_t step_cost(const job *j, size_t i, size_t at) {
     return p->unit == 1 ? cost : cost / p->unit;
 }
 
-/* Steps of one unit by its hull; adds what they cost to the part. */
-static void hull_steps(const job *j, size_t i, part *t) {
+/* Steps s[m] of unit i by its hull; adds what they cost to the part. */
+static void hull_steps(const job *j, size_t i, float *s, part *t) {
     double slope[CQ_ALLOC_MAX_OPTIONS];
     uint8_t start[CQ_ALLOC_MAX_OPTIONS];
     size_t bad = 0;
@@ -91,7 +92,6 @@ static void hull_steps(const job *j, size_t i, part *t) {
         t->bad = what == -1 ? bad : i;
     }
     if (what) return;
-    float *s = j->s + i * j->p->m;
     for (size_t k = 0; k < j->p->m; k++) { /* never above what a step is, never 0 where it is not */
         const float f = (float)fmin(slope[k], (double)FLT_MAX);
         s[k] = isinf(slope[k]) ? INFINITY : (slope[k] > 0.0 && f == 0.0f ? FLT_TRUE_MIN : f);
@@ -99,62 +99,91 @@ static void hull_steps(const job *j, size_t i, part *t) {
     }
 }
 
-static void steps(void *ctx, size_t begin, size_t end, size_t block) {
-    job *j = ctx;
+/* Steps s of units [begin, end); `odd` is room for as many numbers. */
+static void find_steps(job *j, size_t begin, size_t end, float *s, uint32_t *odd, part *t) {
     const cq_alloc_problem *p = j->p;
-    part *t = j->parts + block;
-    *t = (part){.status = CQ_OK};
-    uint32_t *odd = j->index + begin * p->m;
     size_t count = 0;
-    if (j->plain) {
-        j->cx->k->alloc_steps_f32(p->d + begin * p->m, end - begin, p->m, j->gap,
-                                  j->s + begin * p->m, odd, &count);
-        for (size_t k = 0; k < count; k++) hull_steps(j, begin + odd[k], t);
-    } else {
-        for (size_t i = begin; i < end; i++) hull_steps(j, i, t);
-    }
-}
-
-static void band(void *ctx, size_t begin, size_t end, size_t block) {
-    job *j = ctx;
-    const size_t m = j->p->m, first = begin * m, len = (end - begin) * m;
-    cq_alloc_band *b = &j->parts[block].band;
-    if (j->plain) {
-        j->cx->k->alloc_band_f32(j->s + first, len, m, j->price, j->lo, j->hi, j->index + first,
-                                 j->value + first, b);
+    if (!j->plain) {
+        for (size_t i = begin; i < end; i++) hull_steps(j, i, s + (i - begin) * p->m, t);
         return;
     }
+    j->cx->k->alloc_steps_f32(p->d + begin * p->m, end - begin, p->m, j->gap, s, odd, &count);
+    for (size_t k = 0; k < count; k++) hull_steps(j, begin + odd[k], s + odd[k] * p->m, t);
+}
+
+/* What of them lies in the bounds. */
+static void find_band(const job *j, size_t begin, size_t end, const float *s, uint32_t *index,
+                      float *value, cq_alloc_band *b) {
+    const size_t m = j->p->m, len = (end - begin) * m;
     *b = (cq_alloc_band){0, 0, 0};
+    if (j->plain) {
+        j->cx->k->alloc_band_f32(s, len, m, j->price, j->lo, j->hi, index, value, b);
+        return;
+    }
     for (size_t f = 0; f < len; f++) {
-        const float s = j->s[first + f];
-        if (!(s >= j->lo)) continue;
+        if (!(s[f] >= j->lo)) continue;
         const int64_t cost = step_cost(j, begin + f / m, f % m);
-        if (s > j->hi) {
+        if (s[f] > j->hi) {
             b->above += cost;
             continue;
         }
         b->inside += cost;
-        j->value[first + b->count] = s;
-        j->index[first + b->count++] = (uint32_t)f;
+        value[b->count] = s[f];
+        index[b->count++] = (uint32_t)f;
     }
 }
 
-static void take(void *ctx, size_t begin, size_t end, size_t block) {
+/* Steps of a block: those in the bounds are listed, those above are taken. */
+static void steps(void *ctx, size_t begin, size_t end, size_t block) {
     job *j = ctx;
-    (void)block;
-    j->cx->k->alloc_take_f32(j->s + begin * j->p->m, end - begin, j->p->m, j->hi,
-                             j->choice + begin);
+    const size_t m = j->p->m, first = begin * m;
+    part *t = j->parts + block;
+    float *s = j->s + block * PIECE * m;
+    *t = (part){.status = CQ_OK};
+    for (size_t i = begin; i < end; i += PIECE) {
+        const size_t stop = cq_min_size(end, i + PIECE), offset = (i - begin) * m;
+        uint32_t *index = j->index + first + t->band.count;
+        cq_alloc_band b;
+        find_steps(j, i, stop, s, j->index + first + offset, t); /* past what is listed */
+        if (t->status != CQ_OK) return;
+        find_band(j, i, stop, s, index, j->value + first + t->band.count, &b);
+        for (size_t k = 0; k < b.count; k++) index[k] += (uint32_t)offset;
+        j->cx->k->alloc_take_f32(s, stop - i, m, j->hi, j->choice + i);
+        t->band.above += b.above;
+        t->band.inside += b.inside;
+        t->band.count += b.count;
+    }
 }
 
+/* Sums of [begin, end), lanes i % 4; `begin` is a multiple of 4. */
 static void total(void *ctx, size_t begin, size_t end, size_t block) {
     job *j = ctx;
+    const cq_alloc_problem *p = j->p;
+    const size_t m = p->m;
+    const int row = !p->costs.table && !p->costs.weight;
     part *t = j->parts + block;
     double sum[4] = {0};
-    t->spent = 0;
-    for (size_t i = begin; i < end; i++) {
-        sum[i % 4] += (double)j->p->d[i * j->p->m + j->choice[i]];
-        t->spent += cq_alloc_cost(&j->p->costs, i, j->choice[i]);
+    int64_t spent = 0;
+    size_t i = begin;
+    for (; i + 4 <= end; i += 4) {
+        const float *d = p->d + i * m;
+        const uint8_t *c = j->choice + i;
+        sum[0] += (double)d[c[0]];
+        sum[1] += (double)d[m + c[1]];
+        sum[2] += (double)d[2 * m + c[2]];
+        sum[3] += (double)d[3 * m + c[3]];
+        if (row) {
+            const int64_t *cost = p->costs.cost;
+            spent += (cost[c[0]] + cost[c[1]]) + (cost[c[2]] + cost[c[3]]);
+        } else {
+            for (size_t k = 0; k < 4; k++) spent += cq_alloc_cost(&p->costs, i + k, c[k]);
+        }
     }
+    for (; i < end; i++) {
+        sum[i % 4] += (double)p->d[i * m + j->choice[i]];
+        spent += cq_alloc_cost(&p->costs, i, j->choice[i]);
+    }
+    t->spent = spent;
     t->distortion = (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
@@ -200,12 +229,13 @@ static cq_alloc_band sum_bands(const job *j, size_t blocks) {
     return all;
 }
 
-/* Bounds that hold the threshold with near certainty, from a sample of steps in j->copy: the
- * quantiles a few standard errors to either side of `share` of their cost. */
+/* Bounds that hold the threshold as a rule (three standard errors; else the band is looked for
+ * again), from a sample of steps in j->copy: the quantiles to either side of `share` of their cost.
+ */
 static void bounds(job *j, size_t count, int64_t all, double share) {
     if (count < 64 || all == 0) return;
     const double error =
-        4.0 * sqrt(fmax(share * (1.0 - share), 0.0) / (double)count) + 3.0 / (double)count;
+        3.0 * sqrt(fmax(share * (1.0 - share), 0.0) / (double)count) + 3.0 / (double)count;
     const double up = share - error, down = share + error;
     const float lo = j->lo, hi = j->hi;
     if (up > 0.0 && up < 1.0)
@@ -213,6 +243,25 @@ static void bounds(job *j, size_t count, int64_t all, double share) {
     if (down < 1.0) j->lo = (float)select_slope(j->copy, count, (int64_t)(down * (double)all));
     j->hi = isfinite(j->hi) && j->hi < hi ? j->hi : hi;
     j->lo = j->lo > lo ? fminf(j->lo, j->hi) : lo;
+}
+
+/* The slope of step `at` of unit i: as the kernels find it where it falls between its neighbours
+ * (good enough for a sample), else by the hull; 0 also where the unit is refused later. */
+static double one_slope(const job *j, size_t i, size_t at) {
+    const size_t m = j->p->m, last = cq_min_size(at + 2, m - 1);
+    const float *d = j->p->d + i * m;
+    if (at + 1 == m) return 0.0;
+    int falls = j->plain;
+    float s[3] = {0};
+    for (size_t k = at ? at - 1 : 0, q = 0; falls && k < last; k++, q++) {
+        s[q] = (d[k] - d[k + 1]) / j->gap[k];
+        falls = isfinite(s[q]) && (q == 0 || s[q - 1] > s[q]);
+    }
+    if (falls) return (double)s[at > 0];
+    double slope[CQ_ALLOC_MAX_OPTIONS];
+    uint8_t start[CQ_ALLOC_MAX_OPTIONS];
+    size_t bad;
+    return cq_alloc_hull(j->p, i, slope, start, &bad) ? 0.0 : slope[at];
 }
 
 /* Bounds from the steps at about SAMPLE places of the table. */
@@ -223,16 +272,44 @@ static void sample(job *j, int64_t need) {
     j->lo = FLT_TRUE_MIN;
     j->hi = FLT_MAX;
     for (size_t f = stride / 2; f < len; f += stride, seen++) {
-        if (!(j->s[f] > 0.0f)) continue;
+        const double slope = one_slope(j, f / m, f % m);
+        if (!(slope > 0.0)) continue;
         const int64_t cost = step_cost(j, f / m, f % m);
-        j->copy[count++] = (record){(double)j->s[f], cost, 0, 0};
+        j->copy[count++] = (record){slope, cost, 0, 0};
         all += cost;
     }
     if (count) bounds(j, count, all, (double)need / ((double)all * (double)len / (double)seen));
 }
 
-/* Narrower bounds from a sample of the band; what leaves it upwards is added to what is above. */
-static void narrow(job *j, size_t blocks, cq_alloc_band *now, int64_t need) {
+/* The steps of a block that lie in the bounds of now; those above are taken. */
+static void filter(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const size_t first = begin * j->p->m, have = j->parts[block].band.count;
+    const uint32_t m = (uint32_t)j->p->m;
+    const uint64_t inverse = (((uint64_t)1 << 32) + m - 1) / m; /* f / m for f < 2**17 */
+    cq_alloc_band b = {0, 0, 0};
+    float *value = j->value + first;
+    uint32_t *index = j->index + first;
+    (void)end;
+    for (size_t k = 0; k < have; k++) { /* without branches: they would be guessed wrong */
+        const float v = value[k];
+        const uint32_t f = index[k], unit = (uint32_t)(f * inverse >> 32);
+        const int up = v > j->hi, in = !up & (v >= j->lo);
+        const uint32_t at = f - unit * m;
+        const int64_t cost = j->plain ? j->price[at] : step_cost(j, begin + unit, at);
+        b.above += up ? cost : 0;
+        b.inside += in ? cost : 0;
+        j->choice[begin + unit] = (uint8_t)(j->choice[begin + unit] + up);
+        value[b.count] = v;
+        index[b.count] = f;
+        b.count += (size_t)in;
+    }
+    b.above += j->parts[block].band.above;
+    j->parts[block].band = b;
+}
+
+/* Narrower bounds from a sample of the band, and what lies in them. */
+static cq_status narrow(job *j, size_t blocks, cq_alloc_band *now, int64_t need) {
     const size_t m = j->p->m, stride = now->count / 1024 | 1;
     size_t count = 0, skip = stride / 2;
     int64_t all = 0;
@@ -247,26 +324,9 @@ static void narrow(job *j, size_t blocks, cq_alloc_band *now, int64_t need) {
         skip -= have;
     }
     bounds(j, count, all, (double)(need - now->above) / (double)now->inside);
-    *now = (cq_alloc_band){now->above, 0, 0};
-    for (size_t b = 0; b < blocks; b++) {
-        const size_t have = j->parts[b].band.count, first = b * BLOCK * m;
-        size_t kept = 0;
-        for (size_t k = first; k < first + have; k++) {
-            const float v = j->value[k];
-            if (v < j->lo) continue;
-            const size_t flat = first + j->index[k];
-            const int64_t cost = step_cost(j, flat / m, flat % m);
-            if (v > j->hi) {
-                now->above += cost;
-                continue;
-            }
-            now->inside += cost;
-            j->value[first + kept] = v;
-            j->index[first + kept++] = j->index[k];
-        }
-        j->parts[b].band.count = kept;
-        now->count += kept;
-    }
+    CQ_TRY(cq_parallel_rows(j->cx, j->p->n, BLOCK, filter, j));
+    *now = sum_bands(j, blocks);
+    return CQ_OK;
 }
 
 /* The steps in the band, in order, with their slopes in double. */
@@ -297,13 +357,29 @@ static int inside(const job *j, double t) {
            (j->hi >= FLT_MAX || t < (double)j->hi * (1.0 - ulps));
 }
 
-/* Find the threshold. 1: *slope, and the steps of its band as records; *above is what those above
- * the band cost. 0: all steps fit. -1: interrupted. */
+/* The steps of the band as records, and the threshold among them; 0 where it may lie outside. */
+static int settle(job *j, size_t blocks, const cq_alloc_band *now, int64_t need, double *slope,
+                  size_t *count) {
+    if (now->above > need || now->above + now->inside <= need) return 0;
+    *count = make_records(j, blocks);
+    *slope = select_slope(j->copy, *count, need - now->above);
+    return inside(j, *slope);
+}
+
+/* Bounds for the next look at all steps. */
+static void widen(job *j, int attempt, float lo, float hi) {
+    j->lo = attempt ? FLT_TRUE_MIN : fmaxf(FLT_TRUE_MIN, lo * 0.99f);
+    j->hi = attempt ? FLT_MAX : fminf(FLT_MAX, hi * 1.01f);
+    if (!(j->hi > 0.0f)) j->hi = FLT_MAX;
+}
+
+/* Find the threshold, from the steps that were looked at for the sampled bounds. 1: *slope, and the
+ * steps of its band as records; *above is what those above the band cost, which are taken. 0: all
+ * steps fit, and are taken. -1: interrupted. */
 static int threshold(job *j, size_t blocks, int64_t need, double *slope, size_t *count,
                      int64_t *above) {
-    sample(j, need);
-    for (int attempt = 0;; attempt++) {
-        if (cq_parallel_rows(j->cx, j->p->n, BLOCK, band, j) != CQ_OK) return -1;
+    for (int attempt = 0, again = 0;; again = 1) {
+        if (again && cq_parallel_rows(j->cx, j->p->n, BLOCK, steps, j) != CQ_OK) return -1;
         cq_alloc_band now = sum_bands(j, blocks);
         if (now.above > need) {
             j->lo = j->hi;
@@ -311,23 +387,20 @@ static int threshold(job *j, size_t blocks, int64_t need, double *slope, size_t 
             continue;
         }
         if (now.above + now.inside <= need) {
-            if (j->lo <= FLT_TRUE_MIN) return 0;
-            j->hi = j->lo;
-            j->lo = FLT_TRUE_MIN;
-            continue;
+            if (j->lo > FLT_TRUE_MIN) {
+                j->hi = j->lo;
+                j->lo = FLT_TRUE_MIN;
+                continue;
+            }
+            j->hi = 0.0f;
+            return cq_parallel_rows(j->cx, j->p->n, BLOCK, filter, j) == CQ_OK ? 0 : -1;
         }
         const float lo = j->lo, hi = j->hi;
-        for (int round = 0; attempt == 0 && round < 4 && now.count > 512; round++)
-            narrow(j, blocks, &now, need);
-        if (now.above <= need && now.above + now.inside > need) {
-            *count = make_records(j, blocks);
-            *above = now.above;
-            *slope = select_slope(j->copy, *count, need - now.above);
-            if (inside(j, *slope)) return 1;
-        }
-        j->lo = attempt ? FLT_TRUE_MIN : fmaxf(FLT_TRUE_MIN, lo * 0.99f);
-        j->hi = attempt ? FLT_MAX : fminf(FLT_MAX, hi * 1.01f);
-        if (!(j->hi > 0.0f)) j->hi = FLT_MAX;
+        for (int round = 0; !again && round < 4 && now.count > 512; round++)
+            if (narrow(j, blocks, &now, need) != CQ_OK) return -1;
+        *above = now.above;
+        if (settle(j, blocks, &now, need, slope, count)) return 1;
+        widen(j, attempt++, lo, hi);
     }
 }
 
@@ -365,8 +438,6 @@ static cq_status solve(job *j, size_t blocks, int64_t need, double *info, void *
     int64_t above = 0;
     const int found = threshold(j, blocks, need, &slope, &count, &above);
     if (found < 0) return CQ_INTERRUPTED;
-    if (!found) j->hi = 0.0f;
-    CQ_TRY(cq_parallel_rows(j->cx, j->p->n, BLOCK, take, j));
     info[1] = 0.0;
     info[2] = slope;
     if (!found) return CQ_OK;
@@ -429,8 +500,9 @@ static void plain_costs(job *j) {
 }
 
 size_t cq_allocate_workspace(size_t n, size_t m) {
-    const size_t each = 2 * sizeof(float) + sizeof(uint32_t) + 2 * sizeof(record);
-    return CQ_ALLOC_CORE_BYTES + (n * m + 4096) * each + (n / BLOCK + 1) * sizeof(part) + 64;
+    const size_t each = sizeof(float) + sizeof(uint32_t) + 2 * sizeof(record);
+    const size_t block = sizeof(part) + PIECE * m * sizeof(float);
+    return CQ_ALLOC_CORE_BYTES + (n * m + 4096) * each + (n / BLOCK + 1) * block + 64;
 }
 
 static void lay_out(job *j, uint8_t *work) {
@@ -440,7 +512,7 @@ static void lay_out(job *j, uint8_t *work) {
     j->copy = j->records + len;
     j->parts = (part *)(void *)(j->copy + len);
     j->s = (float *)(void *)(j->parts + j->p->n / BLOCK + 1);
-    j->value = j->s + len;
+    j->value = j->s + (j->p->n / BLOCK + 1) * PIECE * j->p->m;
     j->index = (uint32_t *)(void *)(j->value + len);
 }
 
@@ -453,6 +525,7 @@ cq_status cq_allocate(cq_ctx *cx, const float *d, const cq_alloc_costs *costs, i
     job j = {.cx = cx, .p = &p, .choice = choice};
     plain_costs(&j);
     lay_out(&j, work);
+    sample(&j, (budget - least) / p.unit);
     CQ_TRY(cq_parallel_rows(cx, n, BLOCK, steps, &j));
     int64_t forced = 0;
     for (size_t b = 0; b < blocks; b++) {

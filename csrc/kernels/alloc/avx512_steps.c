@@ -16,10 +16,9 @@ typedef struct pattern {
 } pattern;
 
 static void make_pattern(pattern *p, size_t m, const float *gap, const int32_t *cost) {
-    for (size_t v = 0; v < m; v++) {
+    for (size_t v = 0, j = 0; v < m; v++) {
         p->step[v] = p->second[v] = 0;
-        for (size_t l = 0; l < 16; l++) {
-            const size_t j = (16 * v + l) % m;
+        for (size_t l = 0; l < 16; l++, j = j + 1 == m ? 0 : j + 1) {
             p->step[v] |= (__mmask16)((j + 1 < m) << l);
             p->second[v] |= (__mmask16)((j > 0 && j + 1 < m) << l);
             if (gap) p->gap[16 * v + l] = j + 1 < m ? gap[j] : 1.0f;
