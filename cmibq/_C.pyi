@@ -32,7 +32,7 @@ class Kernels:
         scale: _F32,
         lo: _F32,
         hi: _F32,
-        gx: _F32,
+        out: _F32,
         gscale: _F64,
         work: _F64,
         /,
@@ -45,7 +45,7 @@ class Kernels:
         scale: _F32,
         lo: _F32,
         hi: _F32,
-        gx: _F32,
+        out: _F32,
         gscale: _F64,
         work: _F64,
         /,
@@ -257,7 +257,7 @@ class Kernels:
         self, x: _F32, weight: _F32 | None, lo: float, hi: float, target: float, out: _F32, /
     ) -> None: ...
     def project_bwd_row(
-        self, g: _F32, b: _F32, weight: _F32 | None, lo: float, hi: float, gx: _F32, /
+        self, g: _F32, b: _F32, weight: _F32 | None, lo: float, hi: float, out: _F32, /
     ) -> None: ...
     def round_bits_row(self, b: _F32, lo: int, hi: int, total: int, out: _U8, /) -> None: ...
     def attention(

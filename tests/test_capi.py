@@ -64,7 +64,7 @@ WIDE = np.ones((4, 16), np.float32)
         (swapped(1, np.float32([1, 1, 1, np.inf])), ValueError, r"scale\[3\] is inf"),
         (swapped(2, np.float32([0, 0, 0, 0.5])), ValueError, r"lo/hi\[3\] is 0.5; bounds must"),
         (swapped(2, np.full(4, 9, np.float32)), ValueError, r"lo/hi\[0\] is 7"),
-        (good()[:4], TypeError, "fakequant_row takes 5 arguments, got 4"),
+        (good()[:4], TypeError, "fakequant takes 5 arguments, got 4"),
     ],
 )
 def test_bad_arguments_are_refused(args: list, error: type[Exception], message: str) -> None:

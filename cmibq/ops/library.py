@@ -24,6 +24,7 @@ __all__ = [
     "kernel_ready",
     "once",
     "put",
+    "refuse_grad",
     "torch_threads",
     "view",
     "wants_grad",
@@ -130,14 +131,23 @@ def call(
             return cpu(*tensors, *rest)
         _refuse_meta(tensors)
         return op(*tensors, *rest)
-    if record or wants_grad(out):
-        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
+    refuse_grad(out, record=record)
     if direct(*tensors, out):
         made = cpu(*tensors, *rest, out)
         torch.autograd.graph.increment_version(out)  # who saved its old values must find out
         return made
     _refuse_meta((*tensors, out))
     return put(op(*tensors, *rest), out)
+
+
+def refuse_grad(*outs: torch.Tensor, record: bool = False) -> None:
+    """Refuse to write where a gradient is recorded.
+
+    Raises:
+        ConfigError: `record`, or autograd records what happens to one of `outs`.
+    """
+    if record or wants_grad(*outs):
+        raise ConfigError("out is given where a gradient is recorded; leave it out, or use no_grad")
 
 
 def _refuse_meta(tensors: tuple[torch.Tensor, ...]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, call, empty, kernel_ready, put, refuse_grad, view
 from cmibq.ops.pack import reference_unpack
 from cmibq.runtime import kernels
 from cmibq.strips import Bits, check_bits, packed_bytes, runs, single
@@ -120,6 +120,7 @@ def _multiply(
     scale: Tensor,
     zero: Tensor | None,
     bias: Tensor | None,
+    out: Tensor | None,
 ) -> Tensor:
     """Call the kernel; sizes are read from the NumPy views, which is several times quicker."""
     core, x, w = kernels(), [view(t) for t in inputs], view(packed)
@@ -127,17 +128,23 @@ def _multiply(
     extra = [None if t is None else view(t) for t in (zero, bias)]
     sizes = (x[0].shape[0], w.shape[0], x[0].shape[-1], halves.shape[-1])
     work = np.empty(core.qgemm_workspace(*sizes, bits), np.uint8)
-    out = torch.empty(sizes[:2])
+    out = empty(sizes[:2]) if out is None else out
     getattr(core, name)(*x, w, bits, halves, *extra, view(out), work)
     return out
 
 
 def _cpu(
-    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     if not kernel_ready(x) or scale.dtype != torch.float16:
-        return reference(x, packed, scale, zero, bias, bits)
-    return _multiply("qgemm_f32", (x,), packed, bits, scale, zero, bias)
+        return put(reference(x, packed, scale, zero, bias, bits), out)
+    return _multiply("qgemm_f32", (x,), packed, bits, scale, zero, bias, out)
 
 
 def _s8_cpu(
@@ -148,10 +155,11 @@ def _s8_cpu(
     zero: Tensor | None,
     bias: Tensor | None,
     bits: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     if not kernel_ready(xscale) or scale.dtype != torch.float16:
-        return reference_s8(x, xscale, packed, scale, zero, bias, bits)
-    return _multiply("qgemm_s8", (x, xscale), packed, bits, scale, zero, bias)
+        return put(reference_s8(x, xscale, packed, scale, zero, bias, bits), out)
+    return _multiply("qgemm_s8", (x, xscale), packed, bits, scale, zero, bias, out)
 
 
 LIBRARY.impl("qgemm", _cpu, "CPU")
@@ -170,6 +178,27 @@ torch.library.register_fake(
 )
 
 
+def _each_width(
+    cpu: Callable[..., Tensor],
+    op: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    weight: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    bits: Bits,
+    out: Tensor | None,
+) -> Tensor:
+    """Multiply by the parts of a weight that have one width, side by side."""
+    parts = list(by_width(*weight, bits, inputs[0].shape[-1]))
+    if len(parts) == 1:
+        packed, scale, *rest = parts[0]
+        made: Tensor = call(cpu, op, (*inputs, packed, scale), *rest, out=out)
+        return made
+    if out is not None:
+        refuse_grad(out)
+        if not out.is_contiguous():
+            raise ValueError("qgemm: out must be contiguous; write to a new tensor and copy that")
+    return put(torch.cat([op(*inputs, *part) for part in parts], 1), out)
+
+
 def qgemm(
     x: Tensor,
     packed: Tensor,
@@ -178,6 +207,7 @@ def qgemm(
     bias: Tensor | None = None,
     *,
     bits: Bits,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply float activations by a packed weight: ``x @ w.T + bias``.
 
@@ -195,10 +225,11 @@ def qgemm(
             ``2**(bits - 1)`` everywhere (symmetric).
         bias: [N], dtype of `x`, added last.
         bits: 2..8, or one width for every 16 outputs (mixed bits).
+        out: [M, N] to write to, dtype of `x`.
 
     Returns:
-        [M, N] in the dtype of `x`. In C a row does not depend on the other rows, on the thread
-        count or on the ISA.
+        [M, N] in the dtype of `x`: `out` or a new tensor. In C a row does not depend on the other
+        rows, on the thread count or on the ISA.
 
     Raises:
         ValueError: a shape does not fit, a scale is not finite and > 0.
@@ -210,9 +241,7 @@ def qgemm(
         >>> qgemm(torch.ones(1, 4), packed, torch.tensor([[0.5]], dtype=torch.float16), bits=2)
         tensor([[-1.]])
     """
-    parts = by_width(packed, scale, zero, bias, bits, x.shape[-1])
-    made = [torch.ops.cmibq.qgemm(x, *part) for part in parts]
-    return made[0] if len(made) == 1 else torch.cat(made, 1)
+    return _each_width(_cpu, torch.ops.cmibq.qgemm, (x,), (packed, scale, zero, bias), bits, out)
 
 
 def qgemm_s8(
@@ -224,6 +253,7 @@ def qgemm_s8(
     bias: Tensor | None = None,
     *,
     bits: Bits,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply 8-bit activations with one scale per row by a packed weight.
 
@@ -239,9 +269,10 @@ def qgemm_s8(
         zero: as in `qgemm`.
         bias: float32 [N], added last.
         bits: as in `qgemm`.
+        out: float32 [M, N] to write to.
 
     Returns:
-        float32 [M, N].
+        float32 [M, N]: `out` or a new tensor.
 
     Raises:
         ValueError: as `qgemm`.
@@ -254,6 +285,5 @@ def qgemm_s8(
         >>> qgemm_s8(*x, packed, torch.tensor([[1.0]], dtype=torch.float16), bits=2)
         tensor([[-2.0400]])
     """
-    parts = by_width(packed, scale, zero, bias, bits, x.shape[-1])
-    made = [torch.ops.cmibq.qgemm_s8(x, xscale, *part) for part in parts]
-    return made[0] if len(made) == 1 else torch.cat(made, 1)
+    weight = (packed, scale, zero, bias)
+    return _each_width(_s8_cpu, torch.ops.cmibq.qgemm_s8, (x, xscale), weight, bits, out)

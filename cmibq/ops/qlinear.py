@@ -93,6 +93,15 @@ def _flat(name: str, t: Tensor | None, like: Tensor) -> NDArray[Any] | None:
     return view(t.reshape(-1, t.shape[-1]).contiguous())
 
 
+def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"qlinear: out is {out.dtype} {list(out.shape)}, expected {dtype} {list(shape)}"
+        )
+    if not out.is_contiguous():  # reshaping it would be a copy
+        raise ValueError("qlinear: out must be contiguous; write to a new tensor and copy that")
+
+
 def multiply(
     x: Tensor,
     tiles: NDArray[Any],
@@ -107,15 +116,11 @@ def multiply(
     """Call the kernel; the layer keeps the views of its buffers, for a view costs 0.7 us."""
     outs, cols, groups, bits, asymmetric, strips = tiling
     core, half = kernels(), x.dtype is torch.bfloat16
+    shape = (*x.shape[:-1], outs)
     if out is None:
-        out = empty((*x.shape[:-1], outs), x.dtype)
-    elif out.shape[:-1] != x.shape[:-1] or out.dtype != x.dtype:
-        raise ValueError(
-            f"qlinear: out is {out.dtype} {list(out.shape)}, expected {x.dtype} "
-            f"{[*x.shape[:-1], outs]}"
-        )
-    elif not out.is_contiguous():  # reshaping it below would be a copy
-        raise ValueError("qlinear: out must be contiguous; write to a new tensor and copy that")
+        out = empty(shape, x.dtype)
+    else:
+        _check_out(out, shape, x.dtype)
     rows, results = view(x if x.is_contiguous() else x.contiguous()), view(out)
     if rows.ndim != 2:
         rows, results = rows.reshape(-1, cols), results.reshape(-1, outs)

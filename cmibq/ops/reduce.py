@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cmibq.errors import check_axis
-from cmibq.ops.library import LIBRARY, kernel_ready, view
+from cmibq.ops.library import LIBRARY, call, direct, kernel_ready, put, refuse_grad, view
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -43,28 +43,31 @@ def reference_abssum(x: Tensor, weight: Tensor | None, axis: int) -> Tensor:
     return size.sum(1 - axis)
 
 
-def _minmax_cpu(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def _minmax_cpu(
+    x: Tensor, axis: int, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     if not kernel_ready(x):
-        return reference_minmax(x, axis)
-    mn, mx = _minmax_fake(x, axis)
+        mn, mx = reference_minmax(x, axis)
+        return (mn, mx) if out is None else (put(mn, out[0]), put(mx, out[1]))
+    mn, mx = _minmax_fake(x, axis) if out is None else out
     k = kernels()
     (k.minmax_col if axis else k.minmax_row)(view(x), view(mn), view(mx))
     return mn, mx
 
 
-def _absmax_cpu(x: Tensor, axis: int) -> Tensor:
+def _absmax_cpu(x: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(x):
-        return reference_absmax(x, axis)
-    out = _absmax_fake(x, axis)
+        return put(reference_absmax(x, axis), out)
+    out = _absmax_fake(x, axis) if out is None else out
     k = kernels()
     (k.absmax_col if axis else k.absmax_row)(view(x), view(out))
     return out
 
 
-def _abssum_cpu(x: Tensor, weight: Tensor | None, axis: int) -> Tensor:
+def _abssum_cpu(x: Tensor, weight: Tensor | None, axis: int, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(x):
-        return reference_abssum(x, weight, axis)
-    out = _abssum_fake(x, weight, axis)
+        return put(reference_abssum(x, weight, axis), out)
+    out = _abssum_fake(x, weight, axis) if out is None else out
     if axis:
         kernels().abssum_col(view(x), None if weight is None else view(weight), view(out))
     else:
@@ -95,13 +98,16 @@ torch.library.register_fake("cmibq::absmax", _absmax_fake, lib=LIBRARY)
 torch.library.register_fake("cmibq::abssum", _abssum_fake, lib=LIBRARY)
 
 
-def minmax(x: Tensor, *, axis: int = 0) -> tuple[Tensor, Tensor]:
+def minmax(
+    x: Tensor, *, axis: int = 0, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest element of every row or column.
 
     Args:
         x: [R, C], contiguous. float32 on the CPU runs in C; other dtypes and devices use the
             reference.
         axis: 0 = per row, 1 = per column.
+        out: two [R] or [C] in the dtype of `x`, to write to.
 
     Returns:
         (mn, mx): [R] or [C] in the dtype of `x`. One NaN makes both NaN; never -0.
@@ -114,16 +120,26 @@ def minmax(x: Tensor, *, axis: int = 0) -> tuple[Tensor, Tensor]:
         (tensor([ 1., -2.]), tensor([3., 4.]))
     """
     check_axis(axis)
-    mn, mx = torch.ops.cmibq.minmax(x, axis)
-    return mn, mx
+    if out is None:
+        made: tuple[Tensor, Tensor] = call(_minmax_cpu, torch.ops.cmibq.minmax, (x,), axis)
+        return made
+    refuse_grad(*out)
+    if not direct(x, *out):
+        mn, mx = torch.ops.cmibq.minmax(x, axis)
+        return put(mn, out[0]), put(mx, out[1])
+    made = _minmax_cpu(x, axis, out)
+    for t in made:
+        torch.autograd.graph.increment_version(t)  # who saved its old values must find out
+    return made
 
 
-def absmax(x: Tensor, *, axis: int = 0) -> Tensor:
+def absmax(x: Tensor, *, axis: int = 0, out: Tensor | None = None) -> Tensor:
     """Return the largest magnitude of every row or column; 0 where there is no element.
 
     Args:
         x: as in `minmax`.
         axis: 0 = per row, 1 = per column.
+        out: [R] or [C] in the dtype of `x`, to write to.
 
     Returns:
         [R] or [C] in the dtype of `x`; NaN where a NaN is met.
@@ -133,17 +149,20 @@ def absmax(x: Tensor, *, axis: int = 0) -> Tensor:
         tensor([2., 4.])
     """
     check_axis(axis)
-    out: Tensor = torch.ops.cmibq.absmax(x, axis)
-    return out
+    made: Tensor = call(_absmax_cpu, torch.ops.cmibq.absmax, (x,), axis, out=out)
+    return made
 
 
-def abssum(x: Tensor, *, weight: Tensor | None = None, axis: int = 0) -> Tensor:
+def abssum(
+    x: Tensor, *, weight: Tensor | None = None, axis: int = 0, out: Tensor | None = None
+) -> Tensor:
     """Return the sum of magnitudes of every row, or the weighted sum of every column.
 
     Args:
         x: as in `minmax`.
         weight: float64 [R], only with axis 1; a row of weight 0 is left out, even if it has NaN.
         axis: 0 = per row, 1 = per column.
+        out: float64 [R] or [C] to write to.
 
     Returns:
         float64 [R] or [C].
@@ -159,5 +178,5 @@ def abssum(x: Tensor, *, weight: Tensor | None = None, axis: int = 0) -> Tensor:
     check_axis(axis)
     if weight is not None and axis == 0:
         raise ValueError("abssum: weight weighs rows, so it needs axis=1; axis is 0")
-    out: Tensor = torch.ops.cmibq.abssum(x, weight, axis)
-    return out
+    made: Tensor = call(_abssum_cpu, torch.ops.cmibq.abssum, (x,), weight, axis, out=out)
+    return made

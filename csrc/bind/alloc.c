@@ -12,7 +12,7 @@ static const cq_arg project_row[] = {
 PyObject *cq_py_project_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("project_row", project_row, &a) < 0) return NULL;
+    if (CQ_PARSE("project_bits", project_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_project_row(&a.cx, a.ptr[0], a.ptr[1], a.d[2], a.d[3], a.d[4], a.ptr[5], a.dim['R'],
                             a.dim['C']);
@@ -26,13 +26,13 @@ static const cq_arg project_bwd_row[] = {
     {"weight", NPY_FLOAT32, "C", CQ_OPT, 0, 0},
     {"lo", CQ_ARG_DOUBLE, NULL, 0, 0, 0},
     {"hi", CQ_ARG_DOUBLE, NULL, 0, 0, 0},
-    {"gx", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
+    {"out", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
 };
 
 PyObject *cq_py_project_bwd_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("project_bwd_row", project_bwd_row, &a) < 0) return NULL;
+    if (CQ_PARSE("project_bits_backward", project_bwd_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_project_bwd_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.d[3], a.d[4], a.ptr[5],
                                 a.dim['R'], a.dim['C']);
@@ -49,7 +49,7 @@ static const cq_arg round_bits_row[] = {
 PyObject *cq_py_round_bits_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("round_bits_row", round_bits_row, &a) < 0) return NULL;
+    if (CQ_PARSE("round_bits", round_bits_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_round_bits_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], a.i[3], a.ptr[4],
                                a.dim['R'], a.dim['C']);

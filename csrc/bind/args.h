@@ -40,7 +40,7 @@ typedef struct cq_arg { /* NOLINT(clang-analyzer-optin.performance.Padding): rea
 } cq_arg;
 
 typedef struct cq_args {
-    const char *op;
+    const char *op; /* the public function, for messages */
     cq_ctx cx;
     void *ptr[CQ_MAX_ARGS];               /* data pointer of array arguments, NULL for None */
     const npy_intp *strides[CQ_MAX_ARGS]; /* in bytes, of CQ_STRIDED arguments */

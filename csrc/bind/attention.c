@@ -172,7 +172,7 @@ PyObject *cq_py_attention_bwd(PyObject *self, PyObject *const *args, Py_ssize_t 
     cq_args a;
     cq_status status;
     cq_attention_saved s;
-    if (CQ_PARSE("attention_bwd", backward, &a) < 0) return NULL;
+    if (CQ_PARSE("attention_backward", backward, &a) < 0) return NULL;
     const cq_attention_args t = operands(&a, 1);
     if (saved(&a, &t, 20, &s) < 0) return NULL;
     void *const *p = a.ptr + 28;

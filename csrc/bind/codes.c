@@ -12,7 +12,7 @@ static const cq_arg codes_row[] = {
 PyObject *cq_py_codes_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("codes_row", codes_row, &a) < 0) return NULL;
+    if (CQ_PARSE("codes", codes_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_codes_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], (int)a.i[3], a.ptr[4], a.dim['R'],
                           a.dim['C']);
@@ -30,7 +30,7 @@ static const cq_arg decode_row[] = {
 PyObject *cq_py_decode_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("decode_row", decode_row, &a) < 0) return NULL;
+    if (CQ_PARSE("decode", decode_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_decode_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -46,7 +46,7 @@ static const cq_arg codes_token_s8[] = {
 PyObject *cq_py_codes_token_s8(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("codes_token_s8", codes_token_s8, &a) < 0) return NULL;
+    if (CQ_PARSE("codes_token", codes_token_s8, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_codes_token_s8(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS

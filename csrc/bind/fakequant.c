@@ -14,7 +14,7 @@ static const cq_arg forward_row[] = {
 PyObject *cq_py_fakequant_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_row", forward_row, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant", forward_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.dim['R'],
                               a.dim['C']);
@@ -33,7 +33,7 @@ static const cq_arg forward_col[] = {
 PyObject *cq_py_fakequant_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_col", forward_col, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant", forward_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4], a.dim['R'],
                               a.dim['C']);
@@ -47,7 +47,7 @@ static const cq_arg backward_row[] = {
     {"scale", NPY_FLOAT32, "R", CQ_IN, 0, 0},
     {"lo", NPY_FLOAT32, "R", CQ_IN, 0, 0},
     {"hi", NPY_FLOAT32, "R", CQ_IN, 0, 0},
-    {"gx", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
+    {"out", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
     {"gscale", NPY_FLOAT64, "R", CQ_OUT, 0, 0},
     {"work", NPY_FLOAT64, "B", CQ_OUT, 0, 0},
 };
@@ -55,7 +55,7 @@ static const cq_arg backward_row[] = {
 PyObject *cq_py_fakequant_bwd_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_bwd_row", backward_row, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_backward", backward_row, &a) < 0) return NULL;
     if (cq_expect_size(&a, "work", a.dim['B'],
                        cq_fakequant_bwd_row_workspace(a.dim['R'], a.dim['C']),
                        "fakequant_bwd_row_workspace(R, C)") < 0)
@@ -73,7 +73,7 @@ static const cq_arg backward_col[] = {
     {"scale", NPY_FLOAT32, "C", CQ_IN, 0, 0},
     {"lo", NPY_FLOAT32, "C", CQ_IN, 0, 0},
     {"hi", NPY_FLOAT32, "C", CQ_IN, 0, 0},
-    {"gx", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
+    {"out", NPY_FLOAT32, "RC", CQ_OUT | CQ_INPLACE, 0, 0},
     {"gscale", NPY_FLOAT64, "C", CQ_OUT, 0, 0},
     {"work", NPY_FLOAT64, "BC", CQ_OUT, 0, 0},
 };
@@ -81,7 +81,7 @@ static const cq_arg backward_col[] = {
 PyObject *cq_py_fakequant_bwd_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_bwd_col", backward_col, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_backward", backward_col, &a) < 0) return NULL;
     if (cq_expect_size(&a, "work", a.dim['B'], cq_fakequant_bwd_blocks(a.dim['R'], a.dim['C']),
                        "rows = fakequant_bwd_blocks(R, C)") < 0)
         return NULL;

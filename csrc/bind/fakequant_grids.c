@@ -22,7 +22,7 @@ static const cq_arg by_col[] = {
 PyObject *cq_py_fakequant_log2_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_log2_row", by_row, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_log2", by_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_log2_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4],
                                    a.dim['R'], a.dim['C']);
@@ -33,7 +33,7 @@ PyObject *cq_py_fakequant_log2_row(PyObject *self, PyObject *const *args, Py_ssi
 PyObject *cq_py_fakequant_log2_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_log2_col", by_col, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_log2", by_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_log2_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4],
                                    a.dim['R'], a.dim['C']);
@@ -44,7 +44,7 @@ PyObject *cq_py_fakequant_log2_col(PyObject *self, PyObject *const *args, Py_ssi
 PyObject *cq_py_fakequant_compat_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_compat_row", by_row, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_torch_compat", by_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_compat_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4],
                                      a.dim['R'], a.dim['C']);
@@ -55,7 +55,7 @@ PyObject *cq_py_fakequant_compat_row(PyObject *self, PyObject *const *args, Py_s
 PyObject *cq_py_fakequant_compat_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("fakequant_compat_col", by_col, &a) < 0) return NULL;
+    if (CQ_PARSE("fakequant_torch_compat", by_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_fakequant_compat_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.ptr[3], a.ptr[4],
                                      a.dim['R'], a.dim['C']);

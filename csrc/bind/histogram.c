@@ -48,7 +48,7 @@ static const cq_arg ranks_row[] = {
 PyObject *cq_py_ranks_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("ranks_row", ranks_row, &a) < 0) return NULL;
+    if (CQ_PARSE("percentile", ranks_row, &a) < 0) return NULL;
     const size_t R = a.dim['R'], C = a.dim['C'];
     if (cq_expect_size(&a, "work", a.dim['W'], cq_ranks_workspace(R, C),
                        "ranks_workspace(rows, cols)") < 0)
@@ -80,11 +80,11 @@ static const cq_arg magnitudes_row[] = {
 PyObject *cq_py_magnitudes_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("magnitudes_row", magnitudes_row, &a) < 0) return NULL;
+    if (CQ_PARSE("klclip", magnitudes_row, &a) < 0) return NULL;
     const size_t R = a.dim['R'], bins = a.dim['B'];
     if (bins < 1 || bins > MOST_BINS || a.dim['C'] >= UINT32_MAX) {
         PyErr_Format(PyExc_ValueError,
-                     "magnitudes_row: counts has %zu bins, x %zu columns; "
+                     "klclip: size is %zu bins, x has %zu columns; "
                      "allowed are 1..%d and fewer than 2**32",
                      bins, a.dim['C'], MOST_BINS);
         return NULL;
@@ -113,7 +113,7 @@ static const cq_arg klclip_row[] = {
 PyObject *cq_py_klclip_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("klclip_row", klclip_row, &a) < 0) return NULL;
+    if (CQ_PARSE("klclip", klclip_row, &a) < 0) return NULL;
     const size_t R = a.dim['R'], bins = a.dim['B'];
     if (cq_expect_size(&a, "work", a.dim['W'] * sizeof(double), cq_klclip_workspace(R, bins),
                        "bytes: klclip_workspace(rows, bins)") < 0)

@@ -12,7 +12,7 @@ static const cq_arg pack_row[] = {
 PyObject *cq_py_pack_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("pack_row", pack_row, &a) < 0) return NULL;
+    if (CQ_PARSE("pack", pack_row, &a) < 0) return NULL;
     if (cq_expect_size(&a, "out: dimension B", a.dim['B'], cq_packed_bytes(a.dim['C'], (int)a.i[1]),
                        "ceil(C * bits / 8)") < 0)
         return NULL;
@@ -31,7 +31,7 @@ static const cq_arg unpack_row[] = {
 PyObject *cq_py_unpack_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("unpack_row", unpack_row, &a) < 0) return NULL;
+    if (CQ_PARSE("unpack", unpack_row, &a) < 0) return NULL;
     if (cq_expect_size(&a, "packed: dimension B", a.dim['B'],
                        cq_packed_bytes(a.dim['C'], (int)a.i[1]), "ceil(C * bits / 8)") < 0)
         return NULL;

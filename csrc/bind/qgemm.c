@@ -42,7 +42,7 @@ static const cq_arg qgemm_f32[] = {
 PyObject *cq_py_qgemm_f32(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("qgemm_f32", qgemm_f32, &a) < 0) return NULL;
+    if (CQ_PARSE("qgemm", qgemm_f32, &a) < 0) return NULL;
     const cq_packed w = {a.ptr[1],   a.ptr[4],   a.ptr[3],   a.dim['N'],
                          a.dim['K'], a.dim['G'], (int)a.i[2]};
     if (check_sizes(&a, &w, SIZE_MAX) < 0) return NULL;

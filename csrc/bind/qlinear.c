@@ -60,7 +60,7 @@ PyObject *cq_py_qlinear_f32(PyObject *self, PyObject *const *args, Py_ssize_t na
     cq_args a;
     cq_qlinear q;
     cq_status status;
-    if (CQ_PARSE("qlinear_f32", qlinear_f32, &a) < 0) return NULL;
+    if (CQ_PARSE("qlinear", qlinear_f32, &a) < 0) return NULL;
     if (prepare(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 0, &q) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);
@@ -78,7 +78,7 @@ PyObject *cq_py_qlinear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t n
     cq_args a;
     cq_qlinear q;
     cq_status status;
-    if (CQ_PARSE("qlinear_bf16", qlinear_bf16, &a) < 0) return NULL;
+    if (CQ_PARSE("qlinear", qlinear_bf16, &a) < 0) return NULL;
     if (prepare(&a, 2, a.i[1] == 8 ? CQ_QLINEAR_DYNAMIC : CQ_QLINEAR_F32, 1, &q) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);
@@ -96,7 +96,7 @@ PyObject *cq_py_qlinear_s8(PyObject *self, PyObject *const *args, Py_ssize_t nar
     cq_args a;
     cq_qlinear q;
     cq_status status;
-    if (CQ_PARSE("qlinear_s8", qlinear_s8, &a) < 0) return NULL;
+    if (CQ_PARSE("qlinear", qlinear_s8, &a) < 0) return NULL;
     if (prepare(&a, 2, CQ_QLINEAR_CODES, 0, &q) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_qlinear_run(&a.cx, &q, a.ptr[2 + WORK]);

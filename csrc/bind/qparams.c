@@ -22,7 +22,7 @@ static const cq_arg qparams_row[] = {
 PyObject *cq_py_qparams_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("qparams_row", qparams_row, &a) < 0) return NULL;
+    if (CQ_PARSE("qparams", qparams_row, &a) < 0) return NULL;
     if (symmetric_needs_two(&a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_qparams_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], a.ptr[3], a.ptr[4],
@@ -45,7 +45,7 @@ static const cq_arg qparams_mse_row[] = {
 PyObject *cq_py_qparams_mse_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("qparams_mse_row", qparams_mse_row, &a) < 0) return NULL;
+    if (CQ_PARSE("qparams_mse", qparams_mse_row, &a) < 0) return NULL;
     if (symmetric_needs_two(&a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_qparams_mse_row(&a.cx, a.ptr[0], (int)a.i[1], (int)a.i[2], (int)a.i[3], a.d[4],

@@ -48,7 +48,7 @@ static const cq_arg repack[] = {
 PyObject *cq_py_qgemm_repack(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("qgemm_repack", repack, &a) < 0) return NULL;
+    if (CQ_PARSE("repack", repack, &a) < 0) return NULL;
     const cq_tiles t = {a.ptr[6],   a.ptr[5],    a.dim['N'],      (size_t)a.i[3],
                         a.dim['G'], (int)a.i[4], a.ptr[2] != NULL};
     if (check_sizes(&a, &t) < 0) return NULL;
@@ -72,7 +72,7 @@ static const cq_arg unrepack[] = {
 PyObject *cq_py_qgemm_unrepack(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("qgemm_unrepack", unrepack, &a) < 0) return NULL;
+    if (CQ_PARSE("unrepack", unrepack, &a) < 0) return NULL;
     const cq_tiles t = {a.ptr[0],   a.ptr[3],    a.dim['N'],      (size_t)a.i[1],
                         a.dim['G'], (int)a.i[2], a.ptr[6] != NULL};
     if (check_sizes(&a, &t) < 0) return NULL;

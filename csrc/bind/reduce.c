@@ -5,14 +5,14 @@
 
 static const cq_arg minmax_row[] = {
     {"x", NPY_FLOAT32, "RC", CQ_IN, 0, 0},
-    {"mn", NPY_FLOAT32, "R", CQ_OUT, 0, 0},
-    {"mx", NPY_FLOAT32, "R", CQ_OUT, 0, 0},
+    {"out[0]", NPY_FLOAT32, "R", CQ_OUT, 0, 0},
+    {"out[1]", NPY_FLOAT32, "R", CQ_OUT, 0, 0},
 };
 
 PyObject *cq_py_minmax_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("minmax_row", minmax_row, &a) < 0) return NULL;
+    if (CQ_PARSE("minmax", minmax_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_minmax_row(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -21,14 +21,14 @@ PyObject *cq_py_minmax_row(PyObject *self, PyObject *const *args, Py_ssize_t nar
 
 static const cq_arg minmax_col[] = {
     {"x", NPY_FLOAT32, "RC", CQ_IN, 0, 0},
-    {"mn", NPY_FLOAT32, "C", CQ_OUT, 0, 0},
-    {"mx", NPY_FLOAT32, "C", CQ_OUT, 0, 0},
+    {"out[0]", NPY_FLOAT32, "C", CQ_OUT, 0, 0},
+    {"out[1]", NPY_FLOAT32, "C", CQ_OUT, 0, 0},
 };
 
 PyObject *cq_py_minmax_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("minmax_col", minmax_col, &a) < 0) return NULL;
+    if (CQ_PARSE("minmax", minmax_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_minmax_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -43,7 +43,7 @@ static const cq_arg absmax_row[] = {
 PyObject *cq_py_absmax_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("absmax_row", absmax_row, &a) < 0) return NULL;
+    if (CQ_PARSE("absmax", absmax_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_absmax_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -58,7 +58,7 @@ static const cq_arg absmax_col[] = {
 PyObject *cq_py_absmax_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("absmax_col", absmax_col, &a) < 0) return NULL;
+    if (CQ_PARSE("absmax", absmax_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_absmax_col(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -73,7 +73,7 @@ static const cq_arg abssum_row[] = {
 PyObject *cq_py_abssum_row(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("abssum_row", abssum_row, &a) < 0) return NULL;
+    if (CQ_PARSE("abssum", abssum_row, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_abssum_row(&a.cx, a.ptr[0], a.ptr[1], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS
@@ -89,7 +89,7 @@ static const cq_arg abssum_col[] = {
 PyObject *cq_py_abssum_col(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
-    if (CQ_PARSE("abssum_col", abssum_col, &a) < 0) return NULL;
+    if (CQ_PARSE("abssum", abssum_col, &a) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cq_abssum_col(&a.cx, a.ptr[0], a.ptr[1], a.ptr[2], a.dim['R'], a.dim['C']);
     Py_END_ALLOW_THREADS

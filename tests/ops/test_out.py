@@ -18,6 +18,10 @@ ZERO = torch.full((6,), 8, dtype=torch.uint8)
 CODES = torch.arange(48, dtype=torch.uint8).reshape(6, 8) % 16
 PACKED = ops.pack(CODES, bits=4)
 INT8 = torch.arange(-24, 24, dtype=torch.int8).reshape(6, 8)
+STEPS = torch.full((6, 1), 0.5).half()
+MIXED = (torch.arange(16 * 2 + 4 * 4, dtype=torch.uint8), torch.full((20, 1), 0.5).half())
+TILING = ops.Tiling.of(20, 8, 1, (2, 4), False)
+TILES = ops.repack(*MIXED, None, TILING)
 CALLS: dict[str, Callable[..., Any]] = {
     "fakequant": lambda **k: ops.fakequant(X, SCALE, LO, HI, **k),
     "fakequant_log2": lambda **k: ops.fakequant_log2(X, SCALE, LO, 0 * HI, **k),
@@ -28,6 +32,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "decode": lambda **k: ops.decode(CODES, SCALE, ZERO, **k),
     "pack": lambda **k: ops.pack(CODES, bits=4, **k),
     "unpack": lambda **k: ops.unpack(PACKED, bits=4, cols=8, **k),
+    "qgemm": lambda **k: ops.qgemm(X, PACKED, STEPS, bits=4, **k),
+    "qgemm mixed": lambda **k: ops.qgemm(X, *MIXED, bits=(2, 4), **k),
+    "qgemm_s8": lambda **k: ops.qgemm_s8(INT8, SCALE, PACKED, STEPS, bits=4, **k),
+    "qlinear": lambda **k: ops.qlinear(X, TILES, TILING, **k),
     "gemm": lambda **k: ops.gemm(X, X, trans_b=True, **k),
     "gemm_s8": lambda **k: ops.gemm_s8(INT8, INT8, **k),
 }
@@ -69,7 +77,12 @@ def test_another_shape_or_type_or_order_is_refused(name: str) -> None:
     want = CALLS[name]()
     rows, cols = want.shape
     unfit = [torch.empty(rows + 1, cols, dtype=want.dtype), torch.empty(2, *want.shape)]
-    unfit += [want.double(), want.half(), want.new_empty(cols, rows).t(), want[:1].expand(6, cols)]
+    unfit += [
+        want.double(),
+        want.half(),
+        want.new_empty(cols, rows).t(),
+        want[:1].expand(rows, cols),
+    ]
     for out in unfit:
         before = out.clone()
         with pytest.raises((ValueError, TypeError), match="out"):
@@ -77,7 +90,34 @@ def test_another_shape_or_type_or_order_is_refused(name: str) -> None:
         assert torch.equal(out.nan_to_num(), before.nan_to_num())
 
 
-@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reductions(axis: int, dtype: torch.dtype) -> None:
+    x = X.to(dtype)
+    for run in (ops.absmax, ops.abssum):
+        want = run(x, axis=axis)
+        out = torch.empty_like(want)
+        assert run(x, axis=axis, out=out) is out
+        assert torch.equal(out, want)
+        for unfit in (want[1:].clone(), want.half(), torch.ones(9)):
+            with pytest.raises((ValueError, TypeError), match="out"):
+                run(x, axis=axis, out=unfit)
+    pair = ops.minmax(x, axis=axis)
+    places = (torch.empty_like(pair[0]), torch.empty_like(pair[1]))
+    got = ops.minmax(x, axis=axis, out=places)
+    for made, place, want in zip(got, places, pair, strict=True):
+        assert made is place
+        assert torch.equal(place, want)
+    with pytest.raises((ValueError, TypeError), match="out"):
+        ops.minmax(x, axis=axis, out=(places[0].half(), places[1]))
+    with pytest.raises(ConfigError, match="out is given where a gradient"):
+        ops.minmax(x, axis=axis, out=(places[0].requires_grad_(), places[1]))
+
+
+OVERLAPS = [name for name in FLOATS if not name.startswith("q")]
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
 def test_a_part_of_an_input_is_refused(name: str) -> None:
     buffer = torch.zeros(60)
     buffer[:48] = X.flatten()

@@ -80,7 +80,7 @@ def test_weights_that_are_not_finite(bad: float) -> None:
 def test_errors_name_the_layer() -> None:
     with pytest.raises(ModelError, match="q_proj: group size 32 does not divide the 48 elements"):
         quantize_weight(weight(4, 48), W4, name="q_proj")
-    with pytest.raises(ModelError, match=r"q_proj: qparams_row: scale\[0\] is inf"):
+    with pytest.raises(ModelError, match=r"q_proj: qparams: scale\[0\] is inf"):
         quantize_weight(weight(4, 64) * 1e7, W4, name="q_proj")
     with pytest.raises(ConfigError, match="unknown observer 'min_max'; did you mean 'minmax'"):
         quantize_weight(weight(4, 64), QuantSpec(4, PerGroup(32), observer="min_max"))
