@@ -25,8 +25,8 @@ GROUP = 128
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 """Outputs and inputs of the layers."""
 
-MIXED = (3, 5)
-"""Bits of every other 16 outputs of a mixed layer: four on average."""
+MIXED = (2, 2, 4, 8)
+"""Bits of 16 outputs in turn of a mixed layer: four on average, so the bytes of 4 bits."""
 
 
 def weight_bytes(n: int, k: int, bits: float) -> float:
@@ -56,7 +56,7 @@ def layer(
         act_bits: 8 rounds the rows to 8 bits, 16 keeps them as they are.
         rng: for weights and rows.
         group: inputs that share a scale.
-        mixed: every other 16 outputs have 3 and 5 bits instead.
+        mixed: 16 outputs in turn have the bits of `MIXED` instead.
         bfloat16: type of the rows and results.
     """
     core, groups = kernels(), k // group
@@ -127,7 +127,7 @@ def case(m: int, n: int, k: int, bits: int, *, act_bits: int = 8, mixed: bool = 
         name += " float32"
         notes.append("activations stay float32; the peers round theirs to 8 bits")
     if mixed:
-        notes.append("3 and 5 bits in turn per 16 outputs, beside peers of 4 bits")
+        notes.append("2, 2, 4 and 8 bits in turn per 16 outputs, beside peers of 4 bits")
     elif bits == 3:
         notes.append("no peer has 3 bits: those of 4")
     elif bits == 2:
