@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, once, view
+from cmibq.ops.library import LIBRARY, kernel_ready, no_second, once, view
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -144,6 +144,7 @@ torch.library.register_fake(
     lib=LIBRARY,
 )
 torch.library.register_autograd("cmibq::project_bits", _autograd, setup_context=_setup, lib=LIBRARY)
+no_second("project_bits")
 
 
 class _Eager(torch.autograd.Function):

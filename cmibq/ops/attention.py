@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmibq.errors import ConfigError, check_tokens
 from cmibq.ops.attention_reference import reference, reference_backward
-from cmibq.ops.library import LIBRARY, direct, kernel_ready, put, view, wants_grad
+from cmibq.ops.library import LIBRARY, direct, kernel_ready, no_second, put, view, wants_grad
 from cmibq.runtime import kernels
 
 __all__ = ["PRECISIONS", "Attended", "attention", "reference", "reference_backward"]
@@ -155,10 +155,6 @@ def _autograd(ctx: Any, g: Tensor | None, *others: Tensor) -> tuple[Tensor | Non
     return (*(t if w else None for t, w in zip(grads, wanted, strict=True)), *[None] * 8)
 
 
-def _no_second(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise RuntimeError("attention: there is no gradient of its gradient; use `reference` for that")
-
-
 LIBRARY.impl("attention", _forward_cpu, "CPU")
 LIBRARY.impl("attention", reference, "CUDA")
 LIBRARY.impl("attention_backward", _backward_cpu, "CPU")
@@ -166,7 +162,7 @@ LIBRARY.impl("attention_backward", reference_backward, "CUDA")
 torch.library.register_fake("cmibq::attention", _fake, lib=LIBRARY)
 torch.library.register_fake("cmibq::attention_backward", _fake_backward, lib=LIBRARY)
 torch.library.register_autograd("cmibq::attention", _autograd, setup_context=_setup, lib=LIBRARY)
-torch.library.register_autograd("cmibq::attention_backward", _no_second, lib=LIBRARY)
+no_second("attention")
 
 
 def _planes(precision: str | None, dtype: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from cmibq.ops.library import (
     direct,
     empty_like,
     kernel_ready,
+    no_second,
     once,
     put,
     view,
@@ -110,6 +111,7 @@ torch.library.register_fake(
     lib=LIBRARY,
 )
 torch.library.register_autograd("cmibq::fakequant", _autograd, setup_context=_setup, lib=LIBRARY)
+no_second("fakequant")
 
 
 class _Eager(torch.autograd.Function):

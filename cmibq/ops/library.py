@@ -22,6 +22,7 @@ __all__ = [
     "empty",
     "empty_like",
     "kernel_ready",
+    "no_second",
     "once",
     "put",
     "refuse_grad",
@@ -155,6 +156,20 @@ def _refuse_meta(tensors: tuple[torch.Tensor, ...]) -> None:
     places = {t.device.type for t in tensors}
     if "meta" in places and len(places) > 1:
         raise ConfigError(f"tensors are on {', '.join(sorted(places))}; give them all values")
+
+
+def no_second(name: str) -> None:
+    """Register that the backward of an op has no gradient, so that asking for one is an error.
+
+    Without that torch warns, and leaves the gradient out.
+    """
+
+    def refuse(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(
+            f"{name}: there is no gradient of its gradient; use its `reference` for that"
+        )
+
+    torch.library.register_autograd(f"cmibq::{name}_backward", refuse, lib=LIBRARY)
 
 
 def put(made: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:

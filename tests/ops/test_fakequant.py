@@ -104,6 +104,20 @@ def test_a_second_derivative_is_refused() -> None:
         gx.sum().backward()
 
 
+def test_a_second_derivative_through_the_dispatcher_is_refused() -> None:
+    """As compiled and traced code takes it; torch alone would warn and leave it out."""
+    args = operands(0)
+    wishes = torch.linspace(0, 9, 12).reshape(2, 6).requires_grad_()
+    made = [
+        (torch.ops.cmibq.fakequant(*args, 0), args[0], "fakequant"),
+        (torch.ops.cmibq.project_bits(wishes, None, 4.0, 2.0, 8.0), wishes, "project_bits"),
+    ]
+    for y, x, name in made:
+        (gx,) = torch.autograd.grad(y.square().sum(), [x], create_graph=True)
+        with pytest.raises(RuntimeError, match=f"{name}: there is no gradient of its gradient"):
+            gx.sum().backward()
+
+
 def test_an_expanded_gradient_and_parts_without_gradient() -> None:
     x, scale, lo, hi = operands(0)
     fakequant(x.detach(), scale, lo, hi).sum().backward()
