@@ -173,6 +173,21 @@ class Kernels:
         /,
     ) -> None: ...
     def gemm_workspace(self, batch: int, M: int, N: int, K: int, planes: int, /) -> int: ...
+    def gemm_bf16(
+        self,
+        a: _U16,
+        b: _U16,
+        scale: float,
+        bias: _F32 | None,
+        act: int,
+        residual: _U16 | None,
+        wide_residual: _F32 | None,
+        out: _U16 | None,
+        wide_out: _F32 | None,
+        work: _U8,
+        /,
+    ) -> None: ...
+    def gemm_bf16_workspace(self, batch: int, M: int, N: int, K: int, wide: int, /) -> int: ...
     def gemm_s8(
         self,
         a: _S8,

@@ -18,6 +18,7 @@ __all__ = [
     "PRECISIONS",
     "activation_code",
     "multiply",
+    "multiply_bf16",
     "multiply_s8",
     "planes",
     "product_shape",
@@ -25,6 +26,7 @@ __all__ = [
 
 F32 = NDArray[np.float32]
 S8 = NDArray[np.int8]
+U16 = NDArray[np.uint16]
 S32 = NDArray[np.int32]
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")
 """Names of the activations, in the order of their codes in C (cq_act)."""
@@ -91,13 +93,23 @@ def product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return (*batch, a[-2], b[-1])
 
 
-def _four(x: F32, batch: tuple[int, ...]) -> F32:
+def _four(x: NDArray[Any], batch: tuple[int, ...]) -> NDArray[Any]:
     """Return `x` broadcast to the batch, as [outer, inner, rows, cols]."""
     if x.shape[:-2] != batch:
         x = np.broadcast_to(x, (*batch, *x.shape[-2:]))
     if len(batch) > 2:
         x = x.reshape(math.prod(batch[:-1]), *x.shape[-3:])
     return x[(None,) * (4 - x.ndim)]
+
+
+def _check(shape: tuple[int, ...], out: NDArray[Any], residual: NDArray[Any] | None) -> None:
+    for name, x in (("out", out), ("residual", residual)):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"gemm: {name} has shape {x.shape}, expected {shape}")
+        if x is not None and not x.flags.c_contiguous:  # reshaping it below would be a copy
+            raise ValueError(
+                f"gemm: {name} must be C-contiguous; pass numpy.ascontiguousarray({name})"
+            )
 
 
 def multiply(
@@ -129,13 +141,7 @@ def multiply(
     """
     shape = product_shape(a.shape, b.shape)
     out = memory.empty(shape) if out is None else out
-    for name, x in (("out", out), ("residual", residual)):
-        if x is not None and x.shape != shape:
-            raise ValueError(f"gemm: {name} has shape {x.shape}, expected {shape}")
-        if x is not None and not x.flags.c_contiguous:  # reshaping it below would be a copy
-            raise ValueError(
-                f"gemm: {name} must be C-contiguous; pass numpy.ascontiguousarray({name})"
-            )
+    _check(shape, out, residual)
     batch = shape[:-2]
     core = kernels()
     size = core.gemm_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1], split)
@@ -144,6 +150,48 @@ def multiply(
     core.gemm(
         _four(a, batch), _four(b, batch), split, scale, bias, act, more, _four(out, batch), work
     )
+    return out
+
+
+def multiply_bf16(
+    a: U16,
+    b: U16,
+    scale: float,
+    bias: F32 | None,
+    act: int,
+    residual: U16 | F32 | None,
+    out: U16 | F32,
+) -> U16 | F32:
+    """Write ``activation(a @ b * scale + bias) + residual`` of bfloat16 arrays to `out`, in C.
+
+    Args:
+        a: bfloat16 bits [..., M, K], any strides that are not negative.
+        b: bfloat16 bits [..., K, N], likewise.
+        scale: a factor.
+        bias: [N] or None.
+        act: code of an activation.
+        residual: [..., M, N], C-contiguous, bfloat16 bits or float32, or None.
+        out: [..., M, N], C-contiguous: uint16 takes the sums rounded to bfloat16, float32 as they
+            are.
+
+    Example:
+        >>> two = np.full((1, 1), 0x4000, np.uint16)
+        >>> multiply_bf16(two, two, 1.0, None, 0, None, np.empty((1, 1), np.float32))
+        array([[4.]], dtype=float32)
+    """
+    shape = product_shape(a.shape, b.shape)
+    _check(shape, out, residual)
+    batch, wide = shape[:-2], out.dtype == np.float32
+    core = kernels()
+    size = core.gemm_bf16_workspace(math.prod(batch), shape[-2], shape[-1], a.shape[-1], int(wide))
+    more: tuple[Any, Any] = (None, None)
+    if residual is not None:
+        four = _four(residual, batch)
+        more = (None, four) if residual.dtype == np.float32 else (four, None)
+    made = _four(out, batch)
+    to: tuple[Any, Any] = (None, made) if wide else (made, None)
+    work = memory.empty(size, np.uint8)
+    core.gemm_bf16(_four(a, batch), _four(b, batch), scale, bias, act, *more, *to, work)
     return out
 
 

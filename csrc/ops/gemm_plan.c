@@ -128,6 +128,8 @@ static shape plan_shape(const cq_gemm_plan *p) {
     return s;
 }
 
+int cq_gemm_plan_shared(const cq_gemm_plan *p) { return plan_shape(p).way == SHARED; }
+
 static size_t slot_floats(const shape *s) { return s->a_floats + s->b_floats + s->c_floats; }
 
 size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
@@ -374,7 +376,8 @@ void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, 
                          size_t kc, float *panel) {
     const cq_gemm_matrix *m = ctx;
     const size_t inner = m->inner ? m->inner : 1;
-    const float *x = m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
+    const float *x =
+        (const float *)m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
     m->k->gemm_f32_pack(x + r0 * m->rs + k0 * m->cs, m->rs, m->cs, rows, kc, m->width, panel);
 }
 
@@ -382,8 +385,9 @@ void cq_gemm_pack_bf16(const void *ctx, size_t batch, size_t r0, size_t rows, si
                        float *panel) {
     const cq_gemm_matrix *m = ctx;
     const size_t inner = m->inner ? m->inner : 1;
-    const float *x = m->x + batch / inner * m->batch_outer + batch % inner * m->batch_inner;
-    const cq_gemm_bf16_source s = {
-        x + r0 * m->rs + k0 * m->cs, m->rs, m->cs, rows, kc, m->planes, 0, m->is_b};
+    const size_t at =
+        batch / inner * m->batch_outer + batch % inner * m->batch_inner + r0 * m->rs + k0 * m->cs;
+    const void *x = (const uint8_t *)m->x + at * (m->half ? sizeof(uint16_t) : sizeof(float));
+    const cq_gemm_bf16_source s = {x, m->rs, m->cs, rows, kc, m->planes, m->half, m->is_b};
     m->k->gemm_bf16_pack(&s, (uint16_t *)(void *)panel);
 }

@@ -54,14 +54,17 @@ typedef struct cq_gemm_plan {
 size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads);
 cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work);
 
+/* 1 when a large product with c would be shared out in blocks, so that it is faster with c. */
+int cq_gemm_plan_shared(const cq_gemm_plan *p);
+
 /* A float matrix as an operand: element (lane r, input k) of product i at x[i / inner * batch_outer
  * + i % inner * batch_inner + r * rs + k * cs]. `width` is CQ_GEMM_MR or CQ_GEMM_NR. */
 typedef struct cq_gemm_matrix {
     const cq_kernels *k;
-    const float *x;
+    const void *x; /* float32, or bfloat16 where `half`: cq_gemm_pack_bf16 only */
     size_t rs, cs, width;
     size_t inner, batch_outer, batch_inner;
-    int planes, is_b; /* bfloat16 only */
+    int planes, is_b, half; /* bfloat16 only */
 } cq_gemm_matrix;
 
 void cq_gemm_pack_matrix(const void *ctx, size_t batch, size_t r0, size_t rows, size_t k0,

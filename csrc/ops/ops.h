@@ -131,16 +131,20 @@ cq_status cq_qgemm_unrepack(cq_ctx *cx, const cq_tiles *t, const cq_canonical_ou
 /* c [batch, M, N] = activation(a [batch, M, K] . b [batch, K, N] * scale + bias [N]) + residual
  * [batch, M, N]; bias and residual may be NULL. Element (i, k) of a at a[i * rsa + k * csa],
  * (k, j) of b at b[k * rsb + j * csb]; product i is i / inner * batch_outer + i % inner *
- * batch_inner floats away. c is contiguous. */
+ * batch_inner elements away. c is contiguous. With `half`, a and b are bfloat16, and the result is
+ * rounded to bfloat16 where c is NULL: to c16. */
 typedef struct cq_gemm_args {
-    const float *a, *b;
+    const void *a, *b; /* float32, or bfloat16 where `half` */
     float *c;
+    uint16_t *c16; /* instead of c, with `half` */
     size_t batch, inner, M, N, K;
     size_t rsa, csa, rsb, csb;
     size_t batch_outer_a, batch_inner_a, batch_outer_b, batch_inner_b;
     const float *bias, *residual;
+    const uint16_t *residual16; /* bfloat16, instead of residual */
     float scale;
     int act;
+    int half;
     int planes; /* 0: float32; 1 .. 3: bfloat16 planes (core/gemm.h), or what is no less exact */
 } cq_gemm_args;
 

@@ -184,5 +184,14 @@ void cq_gemm_f32_finish_avx512(const cq_gemm_finish *f, float *c, size_t ldc, si
     cq_gemm_finish_any(f, c, ldc, m, n);
 }
 
+void cq_gemm_f32_finite_avx512(const float *c, size_t ldc, size_t m, size_t n, int *finite) {
+    *finite = cq_gemm_finite_any(c, ldc, m, n);
+}
+
+void cq_gemm_bf16_round_avx512(const float *c, size_t ldc, size_t m, size_t n, uint16_t *out,
+                               size_t ldo) {
+    cq_gemm_round_any(c, ldc, m, n, out, ldo);
+}
+
 #include "core/isa_end.h"
 #endif

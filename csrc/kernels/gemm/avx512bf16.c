@@ -8,6 +8,8 @@
 
 #include "kernels/scaleloss/transpose_avx512bf16.h"
 
+#include <limits.h>
+
 enum { TILE = 512 /* uint16 of a tile */ };
 
 CQ_INLINE __mmask16 first(size_t n) { return (__mmask16)(n >= 16 ? 0xFFFFu : (1u << n) - 1u); }
@@ -18,9 +20,18 @@ CQ_INLINE __m512 load(const cq_gemm_bf16_source *s, size_t at, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* Round to bfloat16, in the low halves of dwords, and leave the rest in x. */
-CQ_INLINE __m512i split(__m512 *x) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(*x));
+/* Round to bfloat16, in the low halves of dwords, and leave the rest in x. With more than one plane
+ * the largest bfloat16 bounds what is finite. */
+CQ_INLINE __m512i split(__m512 *x, int planes) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(*x));
+    if (planes > 1) {
+        const __m512i size = _mm512_and_si512(_mm512_castps_si512(*x), _mm512_set1_epi32(INT_MAX));
+        const __mmask16 up = _mm512_cmpeq_epi32_mask(
+            _mm512_and_si512(low, _mm512_set1_epi32(0x7FFF)), _mm512_set1_epi32(0x7F80));
+        const __mmask16 past =
+            _mm512_mask_cmplt_epi32_mask(up, size, _mm512_set1_epi32(0x7F800000));
+        low = _mm512_mask_sub_epi32(low, past, low, _mm512_set1_epi32(1));
+    }
     *x = _mm512_sub_ps(*x, _mm512_castsi512_ps(_mm512_slli_epi32(low, 16)));
     return low;
 }
@@ -30,13 +41,23 @@ static void from_rows(const cq_gemm_bf16_source *s, size_t r0, size_t k, uint16_
                       size_t step) {
     const size_t left = s->kc - k;
     const __mmask16 m0 = first(left), m1 = first(left > 16 ? left - 16 : 0);
+    if (s->half && s->planes == 1) {
+        const uint16_t *x = (const uint16_t *)s->x + k;
+        const __mmask32 m = (__mmask32)m0 | (__mmask32)m1 << 16;
+        for (size_t r = 0; r < 16; r++, to += 32) {
+            const __mmask32 some = r0 + r < s->rows ? m : 0;
+            const size_t at = r0 + r < s->rows ? r0 + r : 0;
+            _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(some, x + at * s->rs));
+        }
+        return;
+    }
     for (size_t r = 0; r < 16; r++, to += 32) {
         const int none = r0 + r >= s->rows;
         const size_t at = (none ? 0 : r0 + r) * s->rs + k;
         __m512 lo = load(s, at, none ? 0 : m0), hi = load(s, at + 16, none ? 0 : m1);
         for (size_t p = 0; p < (size_t)s->planes; p++) {
-            const __m256i l = _mm512_cvtepi32_epi16(split(&lo));
-            const __m256i h = _mm512_cvtepi32_epi16(split(&hi));
+            const __m256i l = _mm512_cvtepi32_epi16(split(&lo, s->planes));
+            const __m256i h = _mm512_cvtepi32_epi16(split(&hi, s->planes));
             _mm256_storeu_si256((void *)(to + p * step), l);
             _mm256_storeu_si256((void *)(to + p * step + 16), h);
         }
@@ -50,8 +71,14 @@ static void from_columns(const cq_gemm_bf16_source *s, size_t r0, size_t k, uint
     for (size_t q = 0; q < 32; q += 2, to += 32) {
         __m512 x = load(s, r0 + (k + q) * s->cs, k + q < s->kc ? m : 0);
         __m512 y = load(s, r0 + (k + q + 1) * s->cs, k + q + 1 < s->kc ? m : 0);
+        if (s->half && s->planes == 1) {
+            const __m512i hi = _mm512_castps_si512(y);
+            const __m512i lo = _mm512_srli_epi32(_mm512_castps_si512(x), 16);
+            _mm512_storeu_si512(to, _mm512_or_si512(lo, hi));
+            continue;
+        }
         for (size_t p = 0; p < (size_t)s->planes; p++) {
-            const __m512i lo = split(&x), hi = split(&y);
+            const __m512i lo = split(&x, s->planes), hi = split(&y, s->planes);
             _mm512_storeu_si512(to + p * step, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
         }
     }

@@ -14,6 +14,9 @@
  * gemm_f32_finish: c = activation(c * scale + bias[j]) + residual[i, j], every step rounded to
  * float32; the activations are in core/activation.h. A missing step is left out.
  *
+ * gemm_f32_finite: 1 when no element is infinite or NaN. gemm_bf16_round: to bfloat16, half to
+ * even; what is past the largest becomes infinite, NaN stays NaN.
+ *
  * Exactness: EXACT, all. Against exact arithmetic, with u = 2^-24 and B = ceil(K / KC) blocks, a
  * sum over K inputs errs by at most (min(K, KC) + B) u / (1 - (min(K, KC) + B) u) * sum |a b|
  * (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). */
@@ -48,4 +51,13 @@ void cq_gemm_f32_tile_scalar(const cq_gemm_f32_tile *t) {
 
 void cq_gemm_f32_finish_scalar(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {
     cq_gemm_finish_any(f, c, ldc, m, n);
+}
+
+void cq_gemm_f32_finite_scalar(const float *c, size_t ldc, size_t m, size_t n, int *finite) {
+    *finite = cq_gemm_finite_any(c, ldc, m, n);
+}
+
+void cq_gemm_bf16_round_scalar(const float *c, size_t ldc, size_t m, size_t n, uint16_t *out,
+                               size_t ldo) {
+    cq_gemm_round_any(c, ldc, m, n, out, ldo);
 }

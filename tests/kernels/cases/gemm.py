@@ -77,9 +77,51 @@ def oracle_split(s: Arrays) -> Arrays:
     return {f"n{split}": want[None, None] for split in (1, 2, 3)}
 
 
+def run_half(k: object, s: Arrays) -> Arrays:
+    """The same in bfloat16, rounded to it at the end and not."""
+    (rows, cols), out = s["a"].shape, {}
+    a, b = (bits(np.rint(s[key] * 8))[None, None] for key in ("a", "b"))
+    for wide in (0, 1):
+        work = np.full(k.gemm_bf16_workspace(1, rows, N, cols, wide), 255, np.uint8)
+        made = np.full((1, 1, rows, N), 77, np.float32 if wide else np.uint16)
+        to = (None, made) if wide else (made, None)
+        k.gemm_bf16(a, b, 1.0, None, 0, None, None, *to, work)
+        out[f"wide{wide}"] = made
+    return out
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    """Return the bfloat16 bits of whole numbers below 2**24, rounded half to even."""
+    u = x.astype(np.float32).view(np.uint32)
+    return ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def oracle_half(s: Arrays) -> Arrays:
+    want = oracle_split(s)["n1"]
+    return {"wide0": bits(want), "wide1": want}
+
+
+def infinite(s: Arrays) -> Arrays:
+    """Return operands without zeros, with an infinity where there is a first element of a."""
+    a, b = np.rint(np.abs(s["a"]) * 8) + 1, np.rint(np.abs(s["b"]) * 8) + 1
+    a[:1, :1] = np.inf
+    return {**s, "a": a / 8, "b": b / 8}
+
+
+def run_infinite(k: object, s: Arrays) -> Arrays:
+    return run_split(k, infinite(s))
+
+
+def oracle_infinite(s: Arrays) -> Arrays:
+    with np.errstate(invalid="ignore"):  # BLAS pads its operands with zeros
+        return oracle_split(infinite(s))
+
+
 CASES: dict[str, Case] = {
     "gemm_bf16_pack": Case(make, run_split, oracle_split),
+    "gemm_bf16_round": Case(make, run_half, oracle_half),
     "gemm_bf16_tile": Case(make, run_split, oracle_split),
+    "gemm_f32_finite": Case(make, run_infinite, oracle_infinite),
     "gemm_f32_finish": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_pack": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_stream": Case(make, run, oracle, rtol=BOUND),
