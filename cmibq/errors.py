@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 __all__ = [
     "CmibqError",
@@ -15,6 +16,7 @@ __all__ = [
     "check_axis",
     "check_tokens",
     "nearest",
+    "refuse_step_size",
 ]
 
 
@@ -97,3 +99,15 @@ def check_tokens(name: str, shape: tuple[int, ...]) -> None:
         raise ConfigError(
             f"{name} has shape {list(shape)}; give [B, L, D], for one sequence with B = 1"
         )
+
+
+def refuse_step_size(at: int, value: float) -> NoReturn:
+    """Refuse a step size that no power of two stands for.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"power_of_two: scale[{at}] is {value}; step sizes must be > 0 and at most 2**127, "
+        "such as qparams returns"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cmibq.errors import check_axis
+from cmibq.errors import check_axis, refuse_step_size
 from cmibq.memory import empty
 from cmibq.runtime import kernels
 
@@ -29,6 +29,9 @@ def power_of_two(scale: F32, *, up: bool = False) -> F32:
     Returns:
         float32 of the shape of `scale`, at least 2**-126. By the exponent bits, no logarithm.
 
+    Raises:
+        ValueError: a scale that is not finite and > 0, or whose power would be 2**128.
+
     References:
         Jain et al., "Trained Quantization Thresholds", MLSys 2020, section 3.1 (`up`).
 
@@ -39,7 +42,12 @@ def power_of_two(scale: F32, *, up: bool = False) -> F32:
         array([0.5, 0.5], dtype=float32)
     """
     carry = 0x7FFFFF if up else 0x800000 - SQRT2_FRACTION
-    bits = np.ascontiguousarray(scale, np.float32).view(np.int32) + np.int32(carry)
+    scale = np.ascontiguousarray(scale, np.float32)
+    good = (scale > 0) & (scale <= float(2**127))
+    if not good.all():
+        at = int(np.argmin(good))
+        refuse_step_size(at, float(scale.ravel()[at]))
+    bits = scale.view(np.int32) + np.int32(carry)
     power: F32 = np.maximum(bits & np.int32(0x7F800000), np.int32(0x00800000)).view(np.float32)
     return power
 

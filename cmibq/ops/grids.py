@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.errors import check_axis
+from cmibq.errors import check_axis, refuse_step_size
 from cmibq.ops.library import LIBRARY, call, empty_like, kernel_ready, put, view
 from cmibq.runtime import kernels
 
@@ -120,6 +120,9 @@ def power_of_two(scale: Tensor, *, up: bool = False) -> Tensor:
     Returns:
         Tensor of the shape and dtype of `scale`, without gradient; the exponent is exact.
 
+    Raises:
+        ValueError: a scale that is not finite and > 0, or whose power would be 2**128.
+
     Example:
         >>> power_of_two(torch.tensor([0.7, 0.71, 3.0, 4.0]))
         tensor([0.5000, 1.0000, 4.0000, 4.0000])
@@ -127,6 +130,10 @@ def power_of_two(scale: Tensor, *, up: bool = False) -> Tensor:
         tensor([0.5000, 0.5000])
     """
     scale = scale.detach()
+    good = (scale > 0) & (scale <= 2.0**127)
+    if not torch.compiler.is_compiling() and not bool(good.all()):
+        at = int(good.flatten().to(torch.uint8).argmin())
+        refuse_step_size(at, float(scale.flatten()[at]))
     if not up:
         return torch.exp2(_exponent(scale))
     fraction, power = torch.frexp(scale)

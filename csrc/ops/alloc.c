@@ -7,6 +7,7 @@
 #include <math.h>
 
 typedef struct job {
+    cq_ctx *cx;
     const cq_kernels *k;
     const float *x, *g, *weight;
     float *out;
@@ -101,7 +102,7 @@ static double first_guess(const job *j, const float *x) {
 static int solve(const job *j, const float *x, float *out, double *tau) {
     cq_alloc_sums s;
     search a = {j, x, j->all_w, -INFINITY, INFINITY};
-    for (int step = 0, solved = 0; step < 200; step++) {
+    for (int step = 0, solved = 0; step < 200 && !cq_stop(j->cx); step++) {
         float range[4];
         thresholds(j, *tau, range);
         j->k->alloc_sums_f32(x, j->weight, j->C, range[2], range[3], &s);
@@ -186,7 +187,7 @@ cq_status cq_project_row(cq_ctx *cx, const float *x, const float *weight, double
     CQ_TRY(check_weight(cx, weight, C));
     double all_w = weight ? 0.0 : (double)C;
     for (size_t c = 0; weight && c < C; c++) all_w += (double)weight[c];
-    job j = {cx->k, x, NULL, weight, out, NULL, lo, hi, target, all_w, 0, C};
+    job j = {cx, cx->k, x, NULL, weight, out, NULL, lo, hi, target, all_w, 0, C};
     if (C == 0) return CQ_OK;
     return cq_parallel_rows(cx, R, cq_grain(C * 4), project_rows, &j);
 }
@@ -195,7 +196,8 @@ cq_status cq_project_bwd_row(cq_ctx *cx, const float *g, const float *b, const f
                              double lo, double hi, float *gx, size_t R, size_t C) {
     CQ_TRY(check_range(cx, lo, hi));
     CQ_TRY(check_weight(cx, weight, C));
-    job j = {cx->k, b, g, weight, gx, NULL, lo, hi, 0.0, 0.0, 0, C};
+    if (!C) return CQ_OK; /* however many rows */
+    job j = {cx, cx->k, b, g, weight, gx, NULL, lo, hi, 0.0, 0.0, 0, C};
     return cq_parallel_rows(cx, R, cq_grain(C * 4), backward_rows, &j);
 }
 
@@ -204,8 +206,11 @@ cq_status cq_round_bits_row(cq_ctx *cx, const float *b, int lo, int hi, int64_t 
     if (lo > hi) return cq_refuse(cx, CQ_BAD_RANGE, 1, hi);
     const int64_t n = (int64_t)C;
     if (total < lo * n || total > hi * n) return cq_refuse(cx, CQ_BAD_TOTAL, 0, (double)total);
-    for (size_t i = 0; i < R * C; i++)
+    if (!C) return CQ_OK;
+    for (size_t i = 0; i < R * C; i++) {
         if (!isfinite(b[i])) return cq_refuse(cx, CQ_NOT_FINITE, i, (double)b[i]);
-    job j = {cx->k, b, NULL, NULL, NULL, out, lo, hi, 0.0, 0.0, total, C};
+        if (i % 4194304 == 0 && cq_stop(cx)) return CQ_INTERRUPTED;
+    }
+    job j = {cx, cx->k, b, NULL, NULL, NULL, out, lo, hi, 0.0, 0.0, total, C};
     return cq_parallel_rows(cx, R, cq_grain(C * 64), round_rows, &j);
 }

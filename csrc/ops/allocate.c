@@ -4,12 +4,13 @@
  * a narrow band of values, and only the steps in the band are looked at in double. */
 #include "allocate.h"
 #include "core/parallel.h"
+#include "core/size.h"
 
 #include <float.h>
 #include <math.h>
 
 /* PIECE: units of a block whose steps lie in L1 while they are looked at. */
-enum { BLOCK = 8192, PIECE = 1024, SAMPLE = 2048 };
+enum { BLOCK = 8192, PIECE = 1024, SAMPLE = 2048, LOOK = 1 << 22 };
 
 typedef struct record {
     double slope;
@@ -462,11 +463,14 @@ static cq_status measure(cq_ctx *cx, cq_alloc_problem *p, int64_t *least) {
     const size_t rows = c->table ? p->n : 1;
     int64_t most = 0, unit = 0, wide = 0;
     *least = 0;
-    for (size_t k = 0; k < rows * p->m; k++)
+    for (size_t k = 0; k < rows * p->m; k++) {
+        if (k % LOOK == 0 && cq_stop(cx)) return CQ_INTERRUPTED;
         if (c->cost[k] < 0 || (k % p->m && c->cost[k] < c->cost[k - 1]))
             return cq_refuse(cx, CQ_BAD_COST, k, (double)c->cost[k]);
+    }
     const int alike = !c->table && !c->weight; /* then one unit stands for all */
     for (size_t i = 0; i < (alike ? cq_min_size(p->n, 1) : p->n); i++) {
+        if (i % LOOK == 0 && cq_stop(cx)) return CQ_INTERRUPTED;
         if (c->weight && c->weight[i] < 0)
             return cq_refuse(cx, CQ_BAD_UNITS, i, (double)c->weight[i]);
         int64_t top;
@@ -502,7 +506,9 @@ static void plain_costs(job *j) {
 size_t cq_allocate_workspace(size_t n, size_t m) {
     const size_t each = sizeof(float) + sizeof(uint32_t) + 2 * sizeof(record);
     const size_t block = sizeof(part) + PIECE * m * sizeof(float);
-    return CQ_ALLOC_CORE_BYTES + (n * m + 4096) * each + (n / BLOCK + 1) * block + 64;
+    const size_t steps_size = cq_mul(cq_add(cq_mul(n, m), 4096), each);
+    const size_t blocks_size = cq_mul(n / BLOCK + 1, block);
+    return cq_add(cq_add(CQ_ALLOC_CORE_BYTES + 64, steps_size), blocks_size);
 }
 
 static void lay_out(job *j, uint8_t *work) {

@@ -124,6 +124,17 @@ def test_steps_that_are_powers_of_two(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(arrays.fakequant_torch_compat(x, power, lo, hi), want)
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf, 3e38])
+def test_step_sizes_without_a_power_are_refused(bad: float) -> None:
+    scale = np.array([[1.0, 2.0], [bad, 4.0]], np.float32)
+    for up in (False, True):
+        with pytest.raises(ValueError, match=r"scale\[2\] is .*at most 2\*\*127"):
+            arrays.power_of_two(scale, up=up)
+        with pytest.raises(ValueError, match=r"scale\[2\] is "):
+            ops.power_of_two(torch.from_numpy(scale), up=up)
+    assert arrays.power_of_two(np.float32([2.0**127]), up=True)[0] == 2.0**127
+
+
 @pytest.mark.parametrize(("lo", "hi", "bad"), [(-127, 0, -127), (0, 128, 128), (0.5, 1, 0.5)])
 def test_exponents_of_no_float_are_refused(lo: float, hi: float, bad: float) -> None:
     one = np.ones(1, np.float32)
