@@ -127,10 +127,10 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArra
         >>> empty((2, 3)).shape
         (2, 3)
     """
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
     kind = np.dtype(dtype)
     size = prod(shape) * kind.itemsize
-    if size < LARGE or kind.hasobject:
+    if size < LARGE or kind.hasobject or kind.names:  # an interface has no names of fields
         return np.empty(shape, kind)
     return np.asarray(_Owner(_POOL, size, shape, kind))
 

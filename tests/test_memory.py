@@ -47,6 +47,11 @@ def test_shape_type_alignment_and_writing(dtype: type) -> None:
     assert (a == 7).all()
 
 
+def test_numpy_sizes_and_records() -> None:
+    assert memory.empty(np.int64(LARGE), np.uint8).shape == (LARGE,)
+    assert memory.empty(LARGE, [("a", "f4"), ("b", "i8")]).dtype.names == ("a", "b")
+
+
 def test_memory_is_used_again() -> None:
     a = memory.empty(LARGE, np.uint8)
     first = address(a)
