@@ -40,6 +40,7 @@ typedef struct cq_qprefill_block {
     const uint8_t *x;    /* at the chunk; stride of 16 rows of bytes ldx */
     const int8_t *panel; /* [2 n] strips; `tiles`: the tiles of 8 bits themselves, unsigned codes */
     size_t ldpanel;      /* from strip to strip */
+    const uint8_t *most; /* [2 n]: no byte of a strip of the panel is further from 0 */
     const float *scale;  /* [groups][32 n], stride of a group ld; so shift and centre */
     const int32_t *shift;  /* what the level's panel kernel left */
     const int32_t *centre; /* or NULL: times xsum, to be added to the dots */

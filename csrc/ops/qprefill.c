@@ -270,7 +270,7 @@ static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bit
 
 /* Unpack the chunk of the task's strips; strips past the last become zeros. */
 static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_t *shift,
-                       int32_t *centre) {
+                       int32_t *centre, uint8_t *most) {
     const plan *p = &t->j->p;
     const cq_tiles *w = &t->j->a->w;
     const size_t bytes = t->groups * t->steps * CQ_QPREFILL_STEP;
@@ -279,6 +279,7 @@ static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_
     int8_t *panel = (int8_t *)(t->slot + p->panel);
     b->ldpanel = bytes;
     if (t->strips < 2 * b->n) {
+        most[t->strips] = 1;
         memset(panel + t->strips * bytes, 0, bytes);
         for (size_t i = 0; i < t->groups; i++) {
             const size_t at = i * p->cols + t->strips * CQ_STRIP;
@@ -306,6 +307,7 @@ static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_
             s.shift += s.groups * p->cols;
         }
         fill_grids(t, i, from, bits, scale, centre);
+        most[i] = s.zero ? (uint8_t)((1 << bits) - 1) : (uint8_t)(1 << (bits - 1));
         from += cq_strip_bytes(w->K, w->G, bits, w->asymmetric);
     }
     b->panel = panel, b->scale = scale, b->shift = shift, b->centre = centre;
@@ -351,10 +353,12 @@ static void multiply_chunk(const task *t) {
     b.end = t->step + t->steps == p->steps;
     int32_t *centre = t->j->centred ? (int32_t *)(void *)(grids + 2 * grid) : NULL;
     float *scale = (float *)(void *)grids;
+    uint8_t most[MAX_COLS / 16];
+    b.most = most;
     if (p->tiles)
         find_tiles(t, &b, scale, centre);
     else
-        fill_panel(t, &b, scale, (int32_t *)(void *)(grids + grid), centre);
+        fill_panel(t, &b, scale, (int32_t *)(void *)(grids + grid), centre, most);
     if (!b.end) b.centre = NULL;
     if (p->tiles)
         t->j->k->qprefill_tiles(&b);

@@ -6,28 +6,11 @@
 #if CQ_X86
 #include "core/isa_begin_avx2.h"
 
+#include "kernels/qlinear/tile_avx2.h"
+
 #include <string.h>
 
 enum { ROWS = 4 };
-
-/* Bytes 32 * half .. of vector q of a tile; planes as in core/qgemm.h. */
-CQ_INLINE __m256i codes_at(const uint8_t *tile, int bits, size_t q, size_t half) {
-    if (bits == 8) return _mm256_loadu_si256((const void *)(tile + 64 * q + 32 * half));
-    __m256i v = _mm256_setzero_si256();
-    int low = 0;
-    for (int w = 4; w; w /= 2) {
-        if (!(bits & w)) continue;
-        const size_t bit = q * (size_t)w;
-        const __m256i p = _mm256_loadu_si256((const void *)(tile + bit / 8 * 64 + 32 * half));
-        const __m256i mask = _mm256_set1_epi8((char)((1 << w) - 1));
-        const __m256i field =
-            _mm256_and_si256(_mm256_srl_epi16(p, _mm_cvtsi32_si128((int)(bit % 8))), mask);
-        v = _mm256_or_si256(v, _mm256_sll_epi16(field, _mm_cvtsi32_si128(low)));
-        tile += 128 * (size_t)w;
-        low += w;
-    }
-    return v;
-}
 
 CQ_INLINE __m256i add_dot(__m256i acc, __m256i codes, __m256i x, int bits) {
     const __m256i ones = _mm256_set1_epi16(1), seven = _mm256_set1_epi8(127);
@@ -58,7 +41,7 @@ static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k
         __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
         for (size_t k = k0; k < k1; k += 4) {
             const uint8_t *tile = tiles + k / CQ_TILE * cq_tile_bytes(bits);
-            const __m256i v = codes_at(tile, bits, k % CQ_TILE / 4, half);
+            const __m256i v = cq_codes_avx2(tile, bits, k % CQ_TILE / 4, half);
             a = add_dot(a, v, four_inputs(x0 + k), bits);
             if (R == 1) continue;
             b = add_dot(b, v, four_inputs(x1 + k), bits);
