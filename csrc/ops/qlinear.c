@@ -164,12 +164,15 @@ static void run_strips(void *ctx, size_t begin, size_t end, size_t block) {
     }
 }
 
-/* Strips that one thread takes at a time: about 256 KiB of codes, less for many rows. */
-static size_t grain_of(const cq_qlinear *a) {
+/* Strips that one thread takes at a time, an even number: an eighth of its share, because every
+ * jump in the stream of codes costs (measured with two threads, 4096 x 4096 of 4 bits: 2 strips at
+ * a time 0.52 ms, 7 strips 0.46, 16 strips 0.43), but at least 64 KiB of codes for one row. */
+static size_t grain_of(const cq_ctx *cx, const cq_qlinear *a) {
     const size_t bits = a->w.strip_bits ? 4 : (size_t)a->w.bits;
     const size_t strip = 1 + 2 * a->w.K * bits, rows = 1 + a->M / 4;
-    const size_t grain = 262144 / strip / rows;
-    return grain ? grain : 1;
+    const size_t share = cq_strips(a->w.N) / (8 * (size_t)(cx->threads > 0 ? cx->threads : 1));
+    const size_t least = 65536 / strip / rows;
+    return cq_round_up(share > least ? share : least + 1, 2);
 }
 
 cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
@@ -177,5 +180,5 @@ cq_status cq_qlinear_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     if (cq_qprefill_fits(cx, a)) return cq_qprefill_run(cx, a, work);
     job j = start(cx, a, work);
     CQ_TRY(cq_parallel_rows(cx, a->M, cq_grain(2 * a->w.K), quantise_rows, &j));
-    return cq_parallel_rows(cx, cq_strips(a->w.N), grain_of(a), run_strips, &j);
+    return cq_parallel_rows(cx, cq_strips(a->w.N), grain_of(cx, a), run_strips, &j);
 }

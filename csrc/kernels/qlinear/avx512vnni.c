@@ -7,35 +7,17 @@
 #if CQ_X86
 #include "core/isa_begin_avx512vnni.h"
 
-#include "kernels/qlinear/sums_avx512.h"
-#include "kernels/qlinear/tile_avx512.h"
+#include "kernels/qlinear/row_avx512vnni.h"
 
 #include <string.h>
 
-/* Rows at once, and how far ahead in bytes codes are asked for: 2 KiB gave 18.5 GB/s of codes on
- * one core of a Sapphire Rapids VM, where plain loads gave 12.5 and a bare read loop 16 to 18. */
-enum { MOST_ROWS = 8, AHEAD = 2048 };
-
-/* Not the intrinsic: with it gcc 12 copies and spills the sums. */
-CQ_INLINE __m512i dpbusd(__m512i acc, __m512i codes, const int8_t *four) {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(acc)
-            : "v"(codes), "m"(*(const int32_t *)(const void *)four));
-    return acc;
-}
-
-/* Ask for half a tile that lies AHEAD bytes on. */
-CQ_INLINE void prefetch_half(const uint8_t *tile, const int bits, const int half) {
-#pragma GCC unroll 8
-    for (int i = 0; i < bits; i++)
-        _mm_prefetch((const char *)tile + AHEAD + 64 * (size_t)(half * bits + i), _MM_HINT_T0);
-}
+enum { MOST_ROWS = 8 };
 
 /* Add a half tile to the sums of R rows, C chains each. */
 CQ_INLINE void add_half(const uint8_t *tile, const int bits, const int half, const int8_t *x,
                         size_t ldx, const size_t R, const size_t C, __m512i *acc) {
     __m512i v[8];
-    prefetch_half(tile, bits, half);
+    cq_ask(tile + 64 * (size_t)(half * bits), bits);
     cq_half_tile(tile, bits, half, v);
 #pragma GCC unroll 8
     for (size_t q = 0; q < 8; q++) {
@@ -122,8 +104,9 @@ static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k
     const uint8_t *tiles = t->head + cq_strip_head(t->G, t->asymmetric);
     if (k0 % 32 || (k1 % 32 && k1 < t->K))
         odd_dots(t, tiles, x, k0, k1, R, dot);
-    else
+    else {
         aligned_dots[__builtin_ctz((unsigned)R)][t->bits - 2](tiles, x, t->ldx, k0, k1, dot);
+    }
 }
 
 CQ_INLINE size_t rows_at_once(size_t left) {
@@ -131,9 +114,23 @@ CQ_INLINE size_t rows_at_once(size_t left) {
     return (size_t)1 << (31 - __builtin_clz((unsigned)most));
 }
 
+#define ONE(B)                                                                                     \
+    static void one_row_##B(const cq_qlinear_strip *t) { one_row(t, B); }
+ONE(2)
+ONE(3)
+ONE(4)
+ONE(5) ONE(6) ONE(7) ONE(8)
+#undef ONE
+    static void (*const one_rows[7])(const cq_qlinear_strip *) = {
+        one_row_2, one_row_3, one_row_4, one_row_5, one_row_6, one_row_7, one_row_8};
+
 void cq_qlinear_s8_strip_avx512vnni(const cq_qlinear_strip *t) {
     _Alignas(64) int32_t dot[MOST_ROWS * 16];
     const size_t group = t->K / t->G;
+    if (t->M == 1 && (t->G == 1 || group % CQ_TILE == 0)) {
+        one_rows[t->bits - 2](t);
+        return;
+    }
     memset(t->out, 0, t->M * CQ_STRIP * sizeof(float));
     for (size_t g = 0; g < t->G; g++) {
         const grid a = grid_of(t, t->head, g);

@@ -5,8 +5,8 @@
 
 #include "kernels/qlinear/tile_avx512.h"
 
-/* int8 rows at once; bytes of codes that are asked for before they are needed. */
-enum { ROWS = 32, AHEAD = 2048 };
+/* int8 rows at once. */
+enum { ROWS = 32 };
 
 typedef struct config {
     uint8_t palette, start, zero[14];
@@ -37,14 +37,11 @@ typedef struct rows {
     int f32;
 } rows;
 
-/* A tile of codes, where it lies or in `to`; meanwhile ask for the one at `ask`. */
-CQ_INLINE const uint8_t *expand(const uint8_t *tile, const uint8_t *ask, const int bits,
-                                uint8_t *to) {
+/* A tile of codes, where it lies or in `to`. */
+CQ_INLINE const uint8_t *expand(const uint8_t *tile, const int bits, uint8_t *to) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-#pragma GCC unroll 8
-        for (int i = 0; i < bits; i++)
-            _mm_prefetch((const char *)ask + 64 * (size_t)(half * bits + i), _MM_HINT_T0);
+        cq_ask(tile + 64 * (size_t)(half * bits), bits);
         if (bits == 8) continue;
         __m512i v[8];
         cq_half_tile(tile, bits, half, v);
@@ -55,15 +52,13 @@ CQ_INLINE const uint8_t *expand(const uint8_t *tile, const uint8_t *ask, const i
     return bits == 8 ? tile : to;
 }
 
-/* Chunk i of strip s. Past the end of the strip, ask for the one that comes next in its place. */
+/* Chunk i of strip s. */
 CQ_INLINE const uint8_t *expand_chunk(const rows *r, size_t i, const size_t s, const int bits,
                                       uint8_t *to) {
-    const size_t size = r->chunk * cq_tile_bytes(bits), all = r->chunks * size;
-    const uint8_t *tile = r->tiles + s * r->t->apart + i * size, *ask = tile + AHEAD;
-    if (i * size + AHEAD >= all) ask += r->strips * r->t->apart - all;
-    const uint8_t *codes = expand(tile, ask, bits, to);
-    if (r->chunk == 2)
-        expand(tile + cq_tile_bytes(bits), ask + cq_tile_bytes(bits), bits, to + 1024);
+    const size_t size = cq_tile_bytes(bits);
+    const uint8_t *tile = r->tiles + s * r->t->apart + i * r->chunk * size;
+    const uint8_t *codes = expand(tile, bits, to);
+    if (r->chunk == 2) expand(tile + size, bits, to + 1024);
     return codes;
 }
 

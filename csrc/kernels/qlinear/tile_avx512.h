@@ -8,6 +8,18 @@
 
 CQ_INLINE __m512i cq_load_codes(const uint8_t *p) { return _mm512_loadu_si512((const void *)p); }
 
+/* Ask for what comes after `lines` lines of codes: into the L1 cache soon, into the L2 cache
+ * before. Measured, one row x 4096 x 4096 from DRAM, one core of a busy Sapphire Rapids VM, where a
+ * bare read loop takes 0.42 / 0.55 / 1.08 ms (3, 4, 8 bits): nothing asked for 0.74 / 0.80 / 1.37,
+ * only 2 KiB ahead 0.60 / 0.64 / 1.24, both 0.50 / 0.61 / 1.17; further ahead is worse again. */
+CQ_INLINE void cq_ask(const uint8_t *codes, const int lines) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lines; i++) {
+        _mm_prefetch((const char *)codes + 2048 + 64 * (size_t)i, _MM_HINT_T0);
+        _mm_prefetch((const char *)codes + 4096 + 64 * (size_t)i, _MM_HINT_T1);
+    }
+}
+
 /* v | the field of `mask` after a shift to the right by `by` bits (to the left if negative). */
 CQ_INLINE __m512i cq_field(__m512i p, int by, __m512i mask, __m512i v) {
     __m512i moved = p;
