@@ -55,7 +55,9 @@ static job start(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
     job j = plan(a);
     work += (64 - (uintptr_t)work % 64) % 64;
     j.k = cx->k;
-    j.pairs = cx->k->qlinear_s8_pair != cq_isa_table(CQ_ISA_scalar)->qlinear_s8_pair;
+    const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
+    j.pairs = cx->k->qlinear_s8_pair != plain->qlinear_s8_pair ||
+              cx->k->qlinear_f32_pair != plain->qlinear_f32_pair;
     j.cx = cx;
     j.x = (int8_t *)work;
     j.xsum = (int32_t *)(void *)(work += j.x_bytes);

@@ -151,8 +151,10 @@ static int called(const cq_kernels *k) {
     for (volatile size_t i = 0; all_cases(i); i++) {
         if (setjmp(trapped)) return 1; /* what the case held is lost; it is little */
         run whole = call(all_cases(i), k, 1, 4, 128), odd = call(all_cases(i), k, 1, 33, 97);
+        run row = call(all_cases(i), k, 1, 1, 130);
         drop(&whole);
         drop(&odd);
+        drop(&row);
     }
     return 0;
 }
