@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["CAP", "LARGE", "clear", "empty", "held"]
+__all__ = ["CAP", "LARGE", "clear", "empty", "held", "scratch"]
 
 LARGE = 4 << 20
 """Bytes from which an array is worth its own pages: two huge pages."""
@@ -104,7 +104,19 @@ class _Owner:
             self.pool.give(self.block)
 
 
+class _Once(_Pool):
+    """Mappings that nobody uses again."""
+
+    def take(self, size: int) -> _Block:
+        """Return a new mapping."""
+        return _map(size)
+
+    def give(self, block: _Block) -> None:
+        """Keep nothing."""
+
+
 _POOL = _Pool()
+_ONCE = _Once()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_POOL.forget)
 
@@ -133,6 +145,21 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArra
     if size < LARGE or kind.hasobject or kind.names:  # an interface has no names of fields
         return np.empty(shape, kind)
     return np.asarray(_Owner(_POOL, size, shape, kind))
+
+
+def scratch(size: int) -> NDArray[np.uint8]:
+    """Return bytes for the time of a call, from huge pages where they are many.
+
+    Unlike those of `empty` they go back to the system at once, so that a call that needs much room
+    leaves nothing behind.
+
+    Example:
+        >>> len(scratch(3))
+        3
+    """
+    if size < LARGE:
+        return np.empty(size, np.uint8)
+    return np.asarray(_Owner(_ONCE, size, (size,), np.dtype(np.uint8)))
 
 
 def held() -> int:

@@ -128,7 +128,7 @@ def extra(what: str) -> Case:
         peers={"torch sdpa": partial(memory, "torch", what, keys)},
         limit=partial(results_only, what, keys),
         note="bytes: peak of a pass in a fresh process less what was there before; fp32, malloc as "
-        "installed; limit: the results alone",
+        "installed; recompute=True, which fusion_train does not use; limit: the results alone",
         quick=what == "forward",
     )
 

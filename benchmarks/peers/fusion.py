@@ -1,8 +1,9 @@
 """The fusion block in torch: linear layer for the keys, multi-head attention, residual, norm.
 
-Run as a module it prints the extra bytes of one pass, ours or torch's, in this fresh process:
+Run as a module it prints the extra bytes of one pass in this fresh process: ours with
+recompute=True, ours that saves its matrices as it does by default, or torch's:
 
-    python -m benchmarks.peers.fusion ours|torch forward|forward+backward KEYS THREADS
+    python -m benchmarks.peers.fusion ours|saving|torch forward|forward+backward KEYS THREADS
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,21 @@ def torch_block(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any) -> Any:
     return F.layer_norm(xq + F.linear(seen, wo, bo), (WIDTH,), gamma, beta)
 
 
-def ours(xq: Any, xk: Any, wp: Any, bp: Any, *rest: Any, precision: str | None = None) -> Any:
+def ours(
+    xq: Any,
+    xk: Any,
+    wp: Any,
+    bp: Any,
+    *rest: Any,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> Any:
     """The block as one operator of cmibq."""
     from cmibq.ops.attention import attention
 
     *weights, bq, bk, bv, bo, gamma, beta = rest
     others = {"bq": bq, "bk": bk, "bv": bv, "bo": bo, "gamma": gamma, "beta": beta}
-    others |= {"wp": wp, "bp": bp}
+    others |= {"wp": wp, "bp": bp, "recompute": recompute}
     return attention(xq, xk, *weights, heads=HEADS, **others, precision=precision).out
 
 
@@ -111,8 +121,12 @@ def main(arguments: list[str]) -> int:
 
     who, what, keys, threads = arguments
     torch.set_num_threads(int(threads))
-    block = {"ours": ours, "torch": torch_block}[who]
-    print(extra_bytes(block, what != "forward", int(keys)))
+    blocks: dict[str, Block] = {
+        "ours": partial(ours, recompute=True),
+        "saving": ours,
+        "torch": torch_block,
+    }
+    print(extra_bytes(blocks[who], what != "forward", int(keys)))
     return 0
 
 

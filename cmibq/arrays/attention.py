@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.errors import ConfigError, check_tokens
-from cmibq.memory import empty
+from cmibq.memory import empty, scratch
 from cmibq.runtime import kernels
 
 __all__ = ["attention"]
@@ -97,7 +97,7 @@ def attention(
     sizes = (batch, rows, keys, np.shape(xq)[2], np.shape(xk)[2], 0 if wp is None else len(wp))
     code = _PLANES[precision]
     size = k.attention_workspace(*sizes, width, wide, heads, int(residual), code, 0, -1)
-    work = np.empty(size, np.uint8)
+    work = scratch(size)
     lse = np.empty((batch, heads, rows), np.float32)
     stat = np.empty((batch, rows, 2), np.float32)
     mask = None if key_mask is None else np.ascontiguousarray(key_mask).view(np.uint8)

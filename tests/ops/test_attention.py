@@ -169,6 +169,16 @@ def test_large_scores_and_rows_without_keys() -> None:
     assert float(t["xk"].grad[1].abs().max()) == 0
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16x2"])
+def test_floats_next_to_the_largest_are_no_infinities(precision: str) -> None:
+    x, eye = torch.full((1, 1, 2), 3.4e38), torch.eye(2)  # would round to infinity
+    x[0, 0, 1] *= -1
+    got = attention(
+        x * 0.0, x, eye, eye, eye, eye, heads=1, residual=False, precision=precision
+    ).out
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=0)
+
+
 def test_nan_stays_in_its_row() -> None:
     t = {n: v.detach() for n, v in operands(lq=40).items()}
     t["xq"][0, 3, 5] = math.nan

@@ -47,49 +47,56 @@ CQ_INLINE void multiply(void) {
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* A few lines of what comes next, on their way to L2 while the tiles are busy. */
-CQ_INLINE const char *fetch(const char *ahead, size_t step) {
-    if (step) {
-        _mm_prefetch(ahead, _MM_HINT_T1);
-        _mm_prefetch(ahead + 64, _MM_HINT_T1);
+/* What comes next, on its way to L2 while the tiles are busy: `step` bytes of a panel each time (0:
+ * nothing), and one line of the rows of c that `finish` is going to write. */
+typedef struct next {
+    const char *panel, *row;
+    size_t step, ldc, lines;
+} next;
+
+CQ_INLINE void fetch(next *n) {
+    if (!n->step) return;
+    _mm_prefetch(n->panel, _MM_HINT_T1);
+    _mm_prefetch(n->panel + 64, _MM_HINT_T1);
+    if (n->step > 128) {
+        _mm_prefetch(n->panel + 128, _MM_HINT_T1);
+        _mm_prefetch(n->panel + 192, _MM_HINT_T1);
     }
-    if (step > 128) {
-        _mm_prefetch(ahead + 128, _MM_HINT_T1);
-        _mm_prefetch(ahead + 192, _MM_HINT_T1);
-    }
-    return ahead + step;
+    n->panel += n->step;
+    _mm_prefetch(n->row, _MM_HINT_T1);
+    _mm_prefetch(n->row + 64, _MM_HINT_T1);
+    n->lines -= n->lines > 0;
+    n->row += n->lines ? n->ldc : 0;
 }
 
 /* Six products with seven pairs of loads: every step changes the part of one operand only. */
-CQ_INLINE const char *six(const uint16_t *a, const uint16_t *b, const char *ahead, size_t step) {
-    load_a(a, 0), load_b(b, 2), multiply(), ahead = fetch(ahead, step);
-    load_b(b, 1), multiply(), ahead = fetch(ahead, step);
-    load_a(a, 1), multiply(), ahead = fetch(ahead, step);
-    load_b(b, 0), multiply(), ahead = fetch(ahead, step);
-    load_a(a, 2), multiply(), ahead = fetch(ahead, step);
-    load_a(a, 0), multiply();
-    return fetch(ahead, step);
+CQ_INLINE void six(const uint16_t *a, const uint16_t *b, next *n) {
+    load_a(a, 0), load_b(b, 2), multiply(), fetch(n);
+    load_b(b, 1), multiply(), fetch(n);
+    load_a(a, 1), multiply(), fetch(n);
+    load_b(b, 0), multiply(), fetch(n);
+    load_a(a, 2), multiply(), fetch(n);
+    load_a(a, 0), multiply(), fetch(n);
 }
 
-/* sum[32][32] = a b. `ahead` moves by `step` (0: nothing to fetch), 2 x planes times per 32 of
- * depth. */
+/* sum[32][32] = a b. Panels of `n` are fetched 2 x planes times per 32 of depth. */
 CQ_INLINE void product(const uint16_t *a, const uint16_t *b, size_t depth, int planes, float *sum,
-                       const char *ahead, size_t step) {
-    const size_t next = (size_t)planes * 2 * TILE;
+                       next n) {
+    const size_t part = (size_t)planes * 2 * TILE;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (size_t k = 0; k < depth; k += 32, a += next, b += next) {
+    for (size_t k = 0; k < depth; k += 32, a += part, b += part) {
         if (planes == CQ_ATT_HIGHEST) {
-            ahead = six(a, b, ahead, step);
+            six(a, b, &n);
             continue;
         }
         load_a(a, 0);
-        if (planes == CQ_ATT_HIGH) load_b(b, 1), multiply(), ahead = fetch(ahead, step);
-        load_b(b, 0), multiply(), ahead = fetch(ahead, step);
-        ahead = fetch(ahead, step);
-        if (planes == CQ_ATT_HIGH) load_a(a, 1), multiply(), ahead = fetch(ahead, step);
+        if (planes == CQ_ATT_HIGH) load_b(b, 1), multiply(), fetch(&n);
+        load_b(b, 0), multiply(), fetch(&n);
+        fetch(&n);
+        if (planes == CQ_ATT_HIGH) load_a(a, 1), multiply(), fetch(&n);
     }
     _tile_stored(0, sum, 128);
     _tile_stored(1, sum + 16, 128);
@@ -113,14 +120,6 @@ static void finish(const cq_att_block *t, size_t i, size_t j, const float *sum) 
     }
 }
 
-/* The rows of c that `finish` is going to write. */
-CQ_INLINE void fetch_rows(const cq_att_block *t, size_t i, size_t j) {
-    for (size_t r = 0; r < cq_min_size(CQ_ATT_LANES, t->m - i); r++) {
-        __builtin_prefetch(t->c + (i + r) * t->ldc + j, 1);
-        __builtin_prefetch(t->c + (i + r) * t->ldc + j + 16, 1);
-    }
-}
-
 CQ_INLINE void blocks(const cq_att_block *t, int planes) {
     float sum[CQ_ATT_LANES * CQ_ATT_LANES] __attribute__((aligned(64)));
     const size_t shares = t->m > 4 * CQ_ATT_LANES ? 8 : 4, step = 1024 / shares;
@@ -129,13 +128,14 @@ CQ_INLINE void blocks(const cq_att_block *t, int planes) {
         const uint16_t *b = cq_att_at(t->b, j, t->b_stride);
         for (size_t i = 0; i < t->m; i += CQ_ATT_LANES) {
             const uint16_t *a = cq_att_at(t->a, i, t->a_stride);
-            const size_t part = i / CQ_ATT_LANES;
+            const size_t part = i / CQ_ATT_LANES, rows = cq_min_size(CQ_ATT_LANES, t->m - i);
+            next n = {.ldc = t->ldc * sizeof(float), .lines = rows};
             if (t->ahead && part < shares) {
-                fetch_rows(t, i, j);
-                product(a, b, t->depth, planes, sum, (const char *)t->ahead + part * share, step);
-            } else {
-                product(a, b, t->depth, planes, sum, (const char *)b, 0);
+                n.panel = (const char *)t->ahead + part * share;
+                n.row = (const char *)(t->c + i * t->ldc + j);
+                n.step = step;
             }
+            product(a, b, t->depth, planes, sum, n);
             finish(t, i, j, sum);
         }
     }
