@@ -93,7 +93,8 @@ WIDTH(2)
 WIDTH(3)
 WIDTH(4)
 WIDTH(5)
-WIDTH(6) WIDTH(7)
+WIDTH(6)
+WIDTH(7)
     WIDTH(8) static run_fn *const runs[2][7] = {{one_2, one_3, one_4, one_5, one_6, one_7, one_8},
                                                 {two_2, two_3, two_4, two_5, two_6, two_7, two_8}};
 

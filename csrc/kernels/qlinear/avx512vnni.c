@@ -119,7 +119,8 @@ CQ_INLINE size_t rows_at_once(size_t left) {
 ONE(2)
 ONE(3)
 ONE(4)
-ONE(5) ONE(6) ONE(7) ONE(8)
+ONE(5)
+ONE(6) ONE(7) ONE(8)
 #undef ONE
     static void (*const one_rows[7])(const cq_qlinear_strip *) = {
         one_row_2, one_row_3, one_row_4, one_row_5, one_row_6, one_row_7, one_row_8};
