@@ -46,10 +46,14 @@ def scaleloss() -> Call:
 
 def qgemm_f32() -> Call:
     M, N, K = 8192, 4096, 8192
-    work = np.empty(C.Kernels().qgemm_workspace(M, N, K, 64, 4), np.uint8)
     packed, scale = np.zeros((N, K // 2), np.uint8), np.full((N, 64), 0x3C00, np.uint16)
     x, out = np.ones((M, K), f32), np.empty((M, N), f32)
-    return lambda k: k.qgemm_f32(x, packed, 4, scale, None, None, out, work)
+
+    def call(k: Any) -> object:
+        work = np.empty(k.qgemm_workspace(M, N, K, 64, 4), np.uint8)
+        return k.qgemm_f32(x, packed, 4, scale, None, None, out, work)
+
+    return call
 
 
 def qparams_mse_row() -> Call:
