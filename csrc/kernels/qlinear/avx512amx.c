@@ -85,18 +85,29 @@ CQ_INLINE void run(const rows *r, const size_t strips, const int bits) {
     finish_block(r, strips, w.b - 1, w.before, dot[(w.b - 1) % 2]);
 }
 
-typedef void run_fn(const rows *r);
-#define WIDTH(B)                                                                                   \
-    static void one_##B(const rows *r) { run(r, 1, B); }                                           \
-    static void two_##B(const rows *r) { run(r, 2, B); }
-WIDTH(2)
-WIDTH(3)
-WIDTH(4)
-WIDTH(5)
-WIDTH(6)
-WIDTH(7)
-    WIDTH(8) static run_fn *const runs[2][7] = {{one_2, one_3, one_4, one_5, one_6, one_7, one_8},
-                                                {two_2, two_3, two_4, two_5, two_6, two_7, two_8}};
+static void one_strip(const rows *r) {
+    switch (r->t->bits) {
+    case 2: run(r, 1, 2); return;
+    case 3: run(r, 1, 3); return;
+    case 4: run(r, 1, 4); return;
+    case 5: run(r, 1, 5); return;
+    case 6: run(r, 1, 6); return;
+    case 7: run(r, 1, 7); return;
+    default: run(r, 1, 8); return;
+    }
+}
+
+static void two_strips(const rows *r) {
+    switch (r->t->bits) {
+    case 2: run(r, 2, 2); return;
+    case 3: run(r, 2, 3); return;
+    case 4: run(r, 2, 4); return;
+    case 5: run(r, 2, 5); return;
+    case 6: run(r, 2, 6); return;
+    case 7: run(r, 2, 7); return;
+    default: run(r, 2, 8); return;
+    }
+}
 
 /* Rows m0 .. m0 + M - 1. */
 static void run_rows(const cq_qlinear_strip *t, size_t strips, size_t m0, size_t M, int f32) {
@@ -111,7 +122,10 @@ static void run_rows(const cq_qlinear_strip *t, size_t strips, size_t m0, size_t
     for (size_t s = 0; s < strips; s++)
         memset(t->out + (s * t->M + m0) * CQ_STRIP, 0, M * CQ_STRIP * sizeof(float));
     configure(r.R);
-    runs[strips - 1][t->bits - 2](&r);
+    if (strips == 1)
+        one_strip(&r);
+    else
+        two_strips(&r);
     _tile_release();
 }
 

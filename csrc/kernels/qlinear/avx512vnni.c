@@ -114,22 +114,23 @@ CQ_INLINE size_t rows_at_once(size_t left) {
     return (size_t)1 << (31 - __builtin_clz((unsigned)most));
 }
 
-#define ONE(B)                                                                                     \
-    static void one_row_##B(const cq_qlinear_strip *t) { one_row(t, B); }
-ONE(2)
-ONE(3)
-ONE(4)
-ONE(5)
-ONE(6) ONE(7) ONE(8)
-#undef ONE
-    static void (*const one_rows[7])(const cq_qlinear_strip *) = {
-        one_row_2, one_row_3, one_row_4, one_row_5, one_row_6, one_row_7, one_row_8};
+static void one_row_any(const cq_qlinear_strip *t) {
+    switch (t->bits) {
+    case 2: one_row(t, 2); return;
+    case 3: one_row(t, 3); return;
+    case 4: one_row(t, 4); return;
+    case 5: one_row(t, 5); return;
+    case 6: one_row(t, 6); return;
+    case 7: one_row(t, 7); return;
+    default: one_row(t, 8); return;
+    }
+}
 
 void cq_qlinear_s8_strip_avx512vnni(const cq_qlinear_strip *t) {
     _Alignas(64) int32_t dot[MOST_ROWS * 16];
     const size_t group = t->K / t->G;
     if (t->M == 1 && (t->G == 1 || group % CQ_TILE == 0)) {
-        one_rows[t->bits - 2](t);
+        one_row_any(t);
         return;
     }
     memset(t->out, 0, t->M * CQ_STRIP * sizeof(float));
