@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+enum { LONG_ROW = 65536 }; /* candidates of a shorter one are done in microseconds */
+
 typedef struct job {
     cq_ctx *cx;
     const cq_kernels *k;
@@ -33,7 +35,7 @@ static void mse_row(const job *j, size_t r) {
     float mn, mx;
     j->k->minmax_f32_row(x, j->C, &mn, &mx);
     for (int i = 0; i < j->n_grid; i++) {
-        if (i % 16 == 0 && cq_stop(j->cx)) return;
+        if ((i % 16 == 0 || j->C >= LONG_ROW) && cq_stop(j->cx)) return;
         const double keep = 1.0 - (double)i * j->max_shrink / (double)j->n_grid;
         float scale, zero;
         double err;
