@@ -5,6 +5,7 @@
 #include "attention.h"
 #if CQ_ARM64
 #include "core/isa_begin_neon.h"
+#include "kernels/neon.h"
 #include "rows_neon.h"
 
 void cq_attention_softmax_f32_neon(const cq_att_row *t, cq_att_stats *out) {
@@ -55,20 +56,6 @@ void cq_attention_dsoftmax_f32_neon(const cq_att_row *t) {
     }
 }
 
-/* Four lanes at four depths, stored one after the other. */
-CQ_INLINE void transpose_store(const float *x, size_t ld, float *to) {
-    const float32x4_t a = vld1q_f32(x), b = vld1q_f32(x + ld);
-    const float32x4_t c = vld1q_f32(x + 2 * ld), d = vld1q_f32(x + 3 * ld);
-    const float64x2_t ab0 = vreinterpretq_f64_f32(vtrn1q_f32(a, b));
-    const float64x2_t ab1 = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
-    const float64x2_t cd0 = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
-    const float64x2_t cd1 = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
-    vst1q_f32(to, vreinterpretq_f32_f64(vtrn1q_f64(ab0, cd0)));
-    vst1q_f32(to + CQ_ATT_LANES, vreinterpretq_f32_f64(vtrn1q_f64(ab1, cd1)));
-    vst1q_f32(to + 2 * CQ_ATT_LANES, vreinterpretq_f32_f64(vtrn2q_f64(ab0, cd0)));
-    vst1q_f32(to + 3 * CQ_ATT_LANES, vreinterpretq_f32_f64(vtrn2q_f64(ab1, cd1)));
-}
-
 /* Lanes i .. i + 3 of the panel. */
 static void pack_four(const cq_att_source *s, size_t i, float *to) {
     const float *x = s->x + i * s->lane_stride;
@@ -76,7 +63,10 @@ static void pack_four(const cq_att_source *s, size_t i, float *to) {
     size_t k = 0;
     if (whole && s->depth_stride == 1)
         for (; k + 4 <= s->depth; k += 4)
-            transpose_store(x + k, s->lane_stride, to + k * CQ_ATT_LANES);
+            cq_transpose_store(vld1q_f32(x + k), vld1q_f32(x + k + s->lane_stride),
+                               vld1q_f32(x + k + 2 * s->lane_stride),
+                               vld1q_f32(x + k + 3 * s->lane_stride), CQ_ATT_LANES,
+                               to + k * CQ_ATT_LANES);
     if (whole && s->lane_stride == 1)
         for (; k < s->depth; k++)
             vst1q_f32(to + k * CQ_ATT_LANES, vld1q_f32(x + k * s->depth_stride));

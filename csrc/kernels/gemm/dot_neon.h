@@ -5,6 +5,8 @@
 #ifndef CQ_DOT_NEON_H
 #define CQ_DOT_NEON_H
 
+#include "kernels/neon.h"
+
 CQ_INLINE int32x4_t cq_dot_lane(int32x4_t acc, int8x16_t w, int8x16_t x, const size_t lane) {
     switch (lane) {
     case 0: return vdotq_laneq_s32(acc, w, x, 0);
@@ -32,7 +34,7 @@ CQ_INLINE void cq_dot_fours(int32x4_t *acc, const int8_t *x, size_t ld, const in
                 for (size_t r = 0; r < R; r++)
                     acc[4 * r + i] = cq_dot_lane(acc[4 * r + i], v, row[r], q);
             }
-            __asm__ volatile("" ::: "memory"); /* gcc 12 loads far ahead and spills sums */
+            CQ_LOADS_STAY;
         }
     }
 }

@@ -7,6 +7,8 @@
 #if CQ_ARM64
 #include "core/isa_begin_neon.h"
 
+#include "kernels/neon.h"
+
 #include <string.h>
 
 typedef struct pair { /* 8 columns of one row */
@@ -124,20 +126,6 @@ void cq_gemm_f32_tile_neon(const cq_gemm_f32_tile *t) {
     }
 }
 
-/* Four inputs of four lanes, stored one after the other. */
-CQ_INLINE void transpose_store(const float *const *row, size_t k, size_t width, float *to) {
-    const float32x4_t a = vld1q_f32(row[0] + k), b = vld1q_f32(row[1] + k);
-    const float32x4_t c = vld1q_f32(row[2] + k), d = vld1q_f32(row[3] + k);
-    const float64x2_t ab0 = vreinterpretq_f64_f32(vtrn1q_f32(a, b));
-    const float64x2_t ab1 = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
-    const float64x2_t cd0 = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
-    const float64x2_t cd1 = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
-    vst1q_f32(to, vreinterpretq_f32_f64(vtrn1q_f64(ab0, cd0)));
-    vst1q_f32(to + width, vreinterpretq_f32_f64(vtrn1q_f64(ab1, cd1)));
-    vst1q_f32(to + 2 * width, vreinterpretq_f32_f64(vtrn2q_f64(ab0, cd0)));
-    vst1q_f32(to + 3 * width, vreinterpretq_f32_f64(vtrn2q_f64(ab1, cd1)));
-}
-
 void cq_gemm_f32_pack_neon(const float *x, size_t rs, size_t cs, size_t rows, size_t kc,
                            size_t width, float *panel) {
     if (rs == 1 && rows == width) {
@@ -153,7 +141,9 @@ void cq_gemm_f32_pack_neon(const float *x, size_t rs, size_t cs, size_t rows, si
         float *to = panel + r0;
         size_t k = 0;
         for (size_t r = 0; r < 4; r++) row[r] = x + cq_min_size(r0 + r, rows - 1) * rs;
-        for (; k + 4 <= kc; k += 4) transpose_store(row, k, width, to + k * width);
+        for (; k + 4 <= kc; k += 4)
+            cq_transpose_store(vld1q_f32(row[0] + k), vld1q_f32(row[1] + k), vld1q_f32(row[2] + k),
+                               vld1q_f32(row[3] + k), width, to + k * width);
         for (; k < kc; k++)
             for (size_t r = 0; r < 4; r++) to[k * width + r] = row[r][k];
     }

@@ -7,6 +7,8 @@
 #if CQ_ARM64
 #include "core/isa_begin_neon.h"
 
+#include "kernels/neon.h"
+
 #include <string.h>
 
 static const size_t TILE = 1024;
@@ -76,7 +78,7 @@ static void two_rows(const cq_gemm_f32_tile *t, size_t i, size_t j) {
                 const int8x16_t w = vld1q_s8(b + 64 * q + 16 * c);
                 multiply_add(acc + 2 * c, a + 4 * q, w);
                 multiply_add(acc + 8 + 2 * c, a + 64 + 4 * q, w);
-                __asm__ volatile("" ::: "memory"); /* gcc 12 loads far ahead and spills sums */
+                CQ_LOADS_STAY;
             }
         }
 #pragma GCC unroll 8

@@ -85,27 +85,15 @@ CQ_INLINE void run(const rows *r, const size_t strips, const int bits) {
     finish_block(r, strips, w.b - 1, w.before, dot[(w.b - 1) % 2]);
 }
 
-static void one_strip(const rows *r) {
+CQ_INLINE void run_width(const rows *r, const size_t strips) {
     switch (r->t->bits) {
-    case 2: run(r, 1, 2); return;
-    case 3: run(r, 1, 3); return;
-    case 4: run(r, 1, 4); return;
-    case 5: run(r, 1, 5); return;
-    case 6: run(r, 1, 6); return;
-    case 7: run(r, 1, 7); return;
-    default: run(r, 1, 8); return;
-    }
-}
-
-static void two_strips(const rows *r) {
-    switch (r->t->bits) {
-    case 2: run(r, 2, 2); return;
-    case 3: run(r, 2, 3); return;
-    case 4: run(r, 2, 4); return;
-    case 5: run(r, 2, 5); return;
-    case 6: run(r, 2, 6); return;
-    case 7: run(r, 2, 7); return;
-    default: run(r, 2, 8); return;
+    case 2: run(r, strips, 2); return;
+    case 3: run(r, strips, 3); return;
+    case 4: run(r, strips, 4); return;
+    case 5: run(r, strips, 5); return;
+    case 6: run(r, strips, 6); return;
+    case 7: run(r, strips, 7); return;
+    default: run(r, strips, 8); return;
     }
 }
 
@@ -123,9 +111,9 @@ static void run_rows(const cq_qlinear_strip *t, size_t strips, size_t m0, size_t
         memset(t->out + (s * t->M + m0) * CQ_STRIP, 0, M * CQ_STRIP * sizeof(float));
     configure(r.R);
     if (strips == 1)
-        one_strip(&r);
+        run_width(&r, 1);
     else
-        two_strips(&r);
+        run_width(&r, 2);
     _tile_release();
 }
 

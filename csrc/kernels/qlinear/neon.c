@@ -77,13 +77,6 @@ CQ_INLINE void block_dots(const uint8_t *tiles, const size_t bits, const int8_t 
     }
 }
 
-CQ_ALL_WIDTHS(CQ_DOTS, 1)
-CQ_ALL_WIDTHS(CQ_DOTS, 2)
-CQ_ALL_WIDTHS(CQ_DOTS, 4)
-static cq_neon_block *const whole_dots[3][7] = {{CQ_ALL_WIDTHS(CQ_DOTS_NAME, 1)},
-                                                {CQ_ALL_WIDTHS(CQ_DOTS_NAME, 2)},
-                                                {CQ_ALL_WIDTHS(CQ_DOTS_NAME, 4)}};
-
 /* Blocks whose ends are only multiples of 8. */
 static void odd_dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k1, size_t R,
                      int32_t *dot) {
@@ -102,13 +95,7 @@ static void odd_dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size
     }
 }
 
-static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k1, size_t R,
-                 int32_t *dot) {
-    if (cq_whole_halves(t, k0, k1))
-        whole_dots[R / 2][t->bits - 2](cq_tiles_of(t), x, t->ldx, k0, k1, dot);
-    else
-        odd_dots(t, x, k0, k1, R, dot);
-}
+#include "kernels/qlinear/dots_neon.h"
 
 void cq_qlinear_s8_strip_neon(const cq_qlinear_strip *t) { cq_s8_strip(t, dots); }
 

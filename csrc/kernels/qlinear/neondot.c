@@ -7,16 +7,8 @@
 #if CQ_ARM64
 #include "core/isa_begin_neondot.h"
 
+#include "kernels/gemm/dot_neon.h"
 #include "kernels/qlinear/strip_neon.h"
-
-CQ_INLINE int32x4_t dot_lane(int32x4_t acc, int8x16_t codes, int8x16_t x, const size_t lane) {
-    switch (lane) {
-    case 0: return vdotq_laneq_s32(acc, codes, x, 0);
-    case 1: return vdotq_laneq_s32(acc, codes, x, 1);
-    case 2: return vdotq_laneq_s32(acc, codes, x, 2);
-    default: return vdotq_laneq_s32(acc, codes, x, 3);
-    }
-}
 
 /* Add half a tile to the sums acc[r][chain][4] of R rows, C chains each. */
 CQ_INLINE void add_half(const uint8_t *tile, const size_t bits, size_t half, const int8_t *x,
@@ -35,7 +27,7 @@ CQ_INLINE void add_half(const uint8_t *tile, const size_t bits, size_t half, con
 #pragma GCC unroll 4
                 for (size_t r = 0; r < R; r++) {
                     int32x4_t *a = acc + 4 * (r * C + i % C) + m;
-                    *a = dot_lane(*a, codes, v[r], i);
+                    *a = cq_dot_lane(*a, codes, v[r], i);
                 }
                 if (i == 3) CQ_LOADS_STAY;
             }
@@ -57,13 +49,6 @@ CQ_INLINE void block_dots(const uint8_t *tiles, const size_t bits, const int8_t 
         vst1q_s32(dot + 4 * i, C == 1 ? acc[i] : vaddq_s32(acc[i], acc[i + 4]));
 }
 
-CQ_ALL_WIDTHS(CQ_DOTS, 1)
-CQ_ALL_WIDTHS(CQ_DOTS, 2)
-CQ_ALL_WIDTHS(CQ_DOTS, 4)
-static cq_neon_block *const whole_dots[3][7] = {{CQ_ALL_WIDTHS(CQ_DOTS_NAME, 1)},
-                                                {CQ_ALL_WIDTHS(CQ_DOTS_NAME, 2)},
-                                                {CQ_ALL_WIDTHS(CQ_DOTS_NAME, 4)}};
-
 /* Blocks whose ends are only multiples of 8. */
 static void odd_dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k1, size_t R,
                      int32_t *dot) {
@@ -84,13 +69,7 @@ static void odd_dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size
     }
 }
 
-static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k1, size_t R,
-                 int32_t *dot) {
-    if (cq_whole_halves(t, k0, k1))
-        whole_dots[R / 2][t->bits - 2](cq_tiles_of(t), x, t->ldx, k0, k1, dot);
-    else
-        odd_dots(t, x, k0, k1, R, dot);
-}
+#include "kernels/qlinear/dots_neon.h"
 
 void cq_qlinear_s8_strip_neondot(const cq_qlinear_strip *t) { cq_s8_strip(t, dots); }
 

@@ -108,15 +108,4 @@ CQ_INLINE void cq_f32_strip(const cq_qlinear_strip *t, cq_neon_dots *dots) {
     }
 }
 
-/* Widths and numbers of rows: dots_B_R, made of block_dots of the level. */
-#define CQ_DOTS(B, R)                                                                              \
-    static void dots_##B##_##R(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0,       \
-                               size_t k1, int32_t *dot) {                                          \
-        block_dots(tiles, B, x, ldx, k0, k1, R, dot);                                              \
-    }
-#define CQ_ALL_WIDTHS(DO, R) DO(2, R) DO(3, R) DO(4, R) DO(5, R) DO(6, R) DO(7, R) DO(8, R)
-#define CQ_DOTS_NAME(B, R) dots_##B##_##R,
-typedef void cq_neon_block(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0, size_t k1,
-                           int32_t *dot);
-
 #endif

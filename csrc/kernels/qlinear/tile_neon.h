@@ -5,9 +5,7 @@
 #define CQ_TILE_NEON_H
 
 #include "core/qgemm.h"
-
-/* Keeps the scheduler of gcc 12 from loading so far ahead that sums are spilled. */
-#define CQ_LOADS_STAY __asm__ volatile("" ::: "memory")
+#include "kernels/neon.h"
 
 /* Shifts by a constant: the intrinsics want a literal, also at -O0. */
 CQ_INLINE uint8x16_t cq_down(uint8x16_t v, const size_t by) {
