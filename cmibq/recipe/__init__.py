@@ -1,0 +1,14 @@
+"""What a run does: frozen dataclasses, the same for YAML files, flags and Python.
+
+Flag = YAML key = field. Fields are checked when the object is made, so that a wrong value is told
+before a model is loaded; what needs files or registries is checked by `cmibq.ptq.check`.
+"""
+
+from __future__ import annotations
+
+from cmibq.recipe.base import MOST_THREADS, parse_model_args
+from cmibq.recipe.evaluate import EvalConfig
+from cmibq.recipe.identity import fingerprint
+from cmibq.recipe.quant import QuantRecipe
+
+__all__ = ["MOST_THREADS", "EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]

@@ -1,0 +1,114 @@
+"""What a quantisation run does; the fields of ``cmibq quantize``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmibq.recipe.base import MOST_THREADS, VARIANTS, Weights, at_least, choice, opt, require
+
+__all__ = ["QuantRecipe"]
+
+_LOSSES = ("mae", "mse")
+_EFFORTS = ("full", "race")
+
+
+@dataclass(frozen=True)
+class QuantRecipe(Weights):
+    """One quantisation run; the fields of ``cmibq quantize``.
+
+    Weight-only recipes (a_bit 16) use an asymmetric grid per group of w_group weights. With a_bit
+    below 16 weights are symmetric, and activations are quantised per token while running.
+
+    Raises:
+        ConfigError: a field is out of range or conflicts with another.
+
+    Example:
+        >>> QuantRecipe(w_bit=9)
+        Traceback (most recent call last):
+        ...
+        cmibq.errors.ConfigError: w_bit is 9; allowed are 1..8 or 16 (float)
+    """
+
+    name: str = opt("", "name of the run, for tables and messages")
+    model: str = opt("auto", "model family, or auto to read it from the model's config.json")
+    model_args: str = opt("", "pretrained=DIR, a local Hugging Face model folder")
+    method: str = opt("mbq", "search method: rtn, awq, smoothquant, mbq")
+    w_bit: int = opt(4, "bits per weight: 2..8 (1 with pseudo_quant)")
+    w_group: int = opt(128, "weights per scale along the input: a multiple of 8; -1 = whole row")
+    a_bit: int = opt(16, "bits per activation: 8, or 16 to leave activations as they are")
+    alpha: float = opt(0.5, "SmoothQuant's migration strength, 0..1")
+    reweight: bool = opt(False, "weigh image against answer tokens by their gradients (mbq)")
+    distort: bool = opt(False, "search on inputs of already quantised layers (not available yet)")
+    loss_mode: str | None = opt(None, "mae or mse; null takes the method's own (awq mse, mbq mae)")
+    variant: str = opt("default", "default, or reference for the published behaviour bit for bit")
+    n_grid: int = opt(20, "candidate scales per group of layers")
+    effort: str = opt("full", "full, or race: drop candidates that cannot win after a few tokens")
+    calib_data: str = opt("coco", "calibration data: coco (images and text) or pileval (text)")
+    data_path: str = opt("", "calibration items: a .json or .jsonl file (pileval: also .txt)")
+    image_folder: str = opt("", "folder that image paths start from; default: that of data_path")
+    text_data_path: str = opt("", "text data of interleave_format (not available yet)")
+    n_samples: int = opt(128, "calibration samples")
+    few_shot_format: bool = opt(False, "join samples in pairs (not available yet)")
+    interleave_format: bool = opt(False, "put text between image samples (not available yet)")
+    run_process: bool = opt(False, "search the scales; without it they are read from scale_path")
+    pseudo_quant: bool = opt(False, "write rounded float weights, an ordinary model folder")
+    scale_path: str = opt("", "file of scales, .pt or .safetensors: written, or read and applied")
+    output_path: str = opt("", "folder to write the quantised model to")
+    seed: int = opt(42, "seed of the choice of samples")
+    threads: int | None = opt(None, "threads; null takes those of the process")
+    overwrite: bool = opt(False, "replace results of another recipe at output_path or scale_path")
+
+    def __post_init__(self) -> None:
+        self.check_bits(self.w_bit, self.w_group, self.a_bit)
+        require(self.w_bit < 16, "w_bit is 16: nothing to quantise; set w_bit to 2..8")
+        require(
+            self.pseudo_quant or self.w_bit > 1,
+            "w_bit is 1; packed layers compute with w_bit 2..8 (or set pseudo_quant)",
+        )
+        require(
+            self.pseudo_quant or self.a_bit in (8, 16),
+            f"a_bit is {self.a_bit}; packed layers compute with a_bit 8 or 16 (measure others with"
+            " eval --pseudo_quant)",
+        )
+        require(
+            not (self.pseudo_quant and self.a_bit < 16 and self.output_path),
+            f"pseudo_quant with a_bit {self.a_bit} cannot be written as a model folder; leave"
+            " output_path out and measure with eval --pseudo_quant",
+        )
+        require(0.0 <= self.alpha <= 1.0, f"alpha is {self.alpha}; allowed are 0..1")
+        choice("variant", self.variant, VARIANTS)
+        choice("effort", self.effort, _EFFORTS if self.variant == "default" else ("full",))
+        if self.loss_mode is not None:
+            choice("loss_mode", self.loss_mode, _LOSSES)
+        at_least("n_grid", self.n_grid, 2)
+        at_least("n_samples", self.n_samples, 1)
+        at_least("seed", self.seed, 0)
+        at_least("threads", self.threads, 1, MOST_THREADS)
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        for flag in ("few_shot_format", "interleave_format", "reweight"):
+            require(
+                not (getattr(self, flag) and self.calib_data != "coco"),
+                f"{flag} is set with calib_data {self.calib_data!r}; it applies to coco only",
+            )
+        require(
+            not (self.few_shot_format and self.interleave_format),
+            "few_shot_format and interleave_format are both set; choose one",
+        )
+        for flag in ("few_shot_format", "interleave_format", "distort", "text_data_path"):
+            require(not getattr(self, flag), f"{flag} is not available yet; leave it out")
+        require(
+            not self.reweight or self.method == "mbq",
+            f"reweight is set with method {self.method!r}; it belongs to mbq, leave it out",
+        )
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether weights take a symmetric grid: with quantised activations."""
+        return self.a_bit < 16
+
+    @property
+    def group_size(self) -> int:
+        """Weights per scale; the reference variant of weight-activation recipes has whole rows."""
+        return -1 if self.symmetric and self.variant == "reference" else self.w_group
