@@ -23,6 +23,7 @@ __all__ = [
     "atomic_dir",
     "atomic_write",
     "check_writable",
+    "explain",
     "fsync_dir",
     "read_json",
     "sha256_bytes",
@@ -37,8 +38,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _counter = itertools.count()
 
 
-def _explain(error: OSError, path: Path) -> StorageError:
-    """Turn an operating-system error into one that says what to do."""
+def explain(error: OSError, path: Path) -> StorageError:
+    """Return an operating-system error as one that says what to do."""
     if error.errno in _FULL:
         step = "the disk, quota or file size limit is exhausted; free space or choose another place"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -54,8 +55,7 @@ def _host() -> str:
 
 def _temporary(path: Path) -> Path:
     """Return a name in the folder of `path` that no other writer uses."""
-    name = f".{path.name}.{_host()}.{os.getpid()}.{next(_counter)}.part"
-    return path.with_name(name)
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{next(_counter)}.part")
 
 
 def _alive(pid: int) -> bool:
@@ -110,7 +110,7 @@ def _storage(path: Path, temporary: Path) -> Iterator[None]:
         near = all(n.startswith(ours) or ours.startswith(n) for n in names)
         if isinstance(error, StorageError) or not near:
             raise
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     except BaseException:
         _discard(temporary)
         raise
@@ -169,7 +169,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         temporary.touch(exist_ok=False)
         temporary.unlink()
     except OSError as error:
-        raise _explain(error, target) from error
+        raise explain(error, target) from error
 
 
 def _exchange(first: Path, second: Path) -> bool:
