@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.models import Adapter
-from cmibq.ptq.capture import Recording, record, runner
+from cmibq.ptq.capture import PLACE, Place, Recording, record, runner
 from cmibq.ptq.journal import BlockFound, GroupFound
 from cmibq.ptq.stream import BatchStream
 from cmibq.quant import QuantSpec, RangeMode, fake_quantize_tokens, fake_quantize_weight
@@ -42,6 +42,7 @@ class Task:
         ratios: float64 [blocks, kinds], weights of image tokens by `Adapter.gradient_of`; None =
             all kept tokens count alike.
         tick: called after every group.
+        place: room and processes.
     """
 
     adapter: Adapter
@@ -49,6 +50,7 @@ class Task:
     config: SearchConfig
     ratios: Tensor | None = None
     tick: Callable[[], object] = lambda: None
+    place: Place = PLACE
 
     def tokens(
         self, index: int, group: LinearGroup, streams: Sequence[BatchStream]
@@ -76,7 +78,7 @@ def _passes(
     made: list[list[LinearGroup]] = []
     used = 0
     for group, width in zip(groups, widths, strict=True):
-        need = 2 * tokens * width
+        need = tokens * width
         if not made or used + need > _VALUES_AT_ONCE:
             made.append([])
             used = 0
@@ -88,8 +90,7 @@ def _passes(
 def _errors(
     x: Tensor, weights: Mapping[str, Tensor], scales: Tensor | None, config: SearchConfig
 ) -> dict[str, float]:
-    """Return |quantised - float| / |float| of each layer's output, on some evenly spaced tokens."""
-    x = x[:: max(len(x) // _ERROR_TOKENS, 1)]
+    """Return |quantised - float| / |float| of each layer's output."""
     seen = x if scales is None else x / scales
     if config.act_bits is not None:
         seen = fake_quantize_tokens(seen, config.act_bits)
@@ -102,6 +103,18 @@ def _errors(
     return found
 
 
+def _some(x: Tensor, streams: Sequence[BatchStream]) -> Tensor:
+    """Return some evenly spaced tokens of a layer's input, pads left out."""
+    rows = torch.cat([s.real[s.keep] for s in streams]).nonzero().flatten()
+    return x[rows[:: max(len(rows) // _ERROR_TOKENS, 1)]]
+
+
+def _largest(x: Tensor, real: Tensor) -> Tensor:
+    """Return max|x| of each channel over real tokens, without a copy of all of them."""
+    parts = zip(x.split(_ERROR_TOKENS), real.split(_ERROR_TOKENS), strict=True)
+    return torch.stack([(p.abs() * r[:, None]).amax(0) for p, r in parts]).amax(0)
+
+
 def _search_group(
     task: Task,
     index: int,
@@ -110,7 +123,7 @@ def _search_group(
     seen: Recording,
     streams: Sequence[BatchStream],
 ) -> GroupFound:
-    x = seen.x(group.linears[0], streams)
+    x = seen.x(group.linears[0])
     weights = {n: modules[n].get_parameter("weight").detach() for n in group.linears}
     real = torch.cat([s.real[s.keep] for s in streams])
     calib = GroupCalib(
@@ -119,11 +132,38 @@ def _search_group(
         list(weights.values()),
         task.tokens(index, group, streams),
         block=runner(group, modules[group.inspect], seen, streams),
-        act_max=None if bool(real.all()) else x[real].abs().amax(0),
+        act_max=None if bool(real.all()) else _largest(x, real),
         lengths=[int(s.keep.sum()) for s in streams],
+        hold=task.place.room.keep,
     )
     result = SEARCHES[task.method](calib, task.config)
-    return GroupFound(result, _errors(x[real], weights, result.scales, task.config))
+    return GroupFound(result, _errors(_some(x, streams), weights, result.scales, task.config))
+
+
+def _owners(
+    task: Task, groups: Sequence[LinearGroup], rest: Sequence[str], modules: Mapping[str, nn.Module]
+) -> dict[str, int]:
+    """Return which process searches each group, by its first layer, and looks at other layers."""
+    costs = [
+        float(sum(p.numel() for p in modules[g.inspect].parameters()) * len(g.linears) * 100)
+        for g in groups
+    ]
+    costs += [float(modules[n].get_parameter("weight").numel()) for n in rest]
+    return dict(
+        zip([*(g.linears[0] for g in groups), *rest], task.place.team.deal(costs), strict=True)
+    )
+
+
+def _merged(
+    parts: Sequence[BlockFound], others: Sequence[dict[str, float]], groups: Sequence[LinearGroup]
+) -> BlockFound:
+    """Join what the processes found, in the order of the groups."""
+    every = {name: one for part in parts for name, one in part.items()}
+    found = {g.name: every[g.name] for g in groups}
+    errors = {name: e for part in others for name, e in part.items()}
+    if errors:
+        found[_OTHERS] = GroupFound(GroupResult(None, [], None), dict(sorted(errors.items())))
+    return found
 
 
 @torch.no_grad()
@@ -145,40 +185,40 @@ def search_block(
     modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
     groups = task.adapter.groups(name, block)
     linears = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
-    rest = set(linears).difference(*(g.linears for g in groups))
+    rest = [n for n in linears if not any(n in g.linears for g in groups)]
     tokens = sum(int(s.keep.sum()) for s in streams)
     widths = [modules[g.linears[0]].get_parameter("weight").shape[1] for g in groups]
+    team, owners = task.place.team, _owners(task, groups, rest, modules)
     found: BlockFound = {}
+    errors: dict[str, float] = {}
     outputs: list[Tensor] = []
-    for part in _passes(groups, widths, tokens):
-        wanted = {g.linears[0] for g in part} | rest
-        calls = {g.inspect for g in part if g.inspect not in g.linears}
-        seen, outputs = record(
-            block,
-            index,
-            streams,
-            {n: modules[n] for n in linears if n in wanted},
-            {n: modules[n] for n in modules if n in calls},
-        )
+    for number, part in enumerate(_passes(groups, widths, tokens)):
+        first_of = [g.linears[0] for g in part] + ([] if number else rest)
+        calls = [g.inspect for g in part if g.inspect not in g.linears]
+        wanted, called = ({n: modules[n] for n in names} for names in (first_of, calls))
+        outputs = []  # before there are new ones
+        seen, outputs = record(block, index, streams, wanted, called, task.place, owners)
         for group in part:
-            found[group.name] = _search_group(task, index, group, modules, seen, streams)
+            if owners[group.linears[0]] == team.rank:
+                found[group.name] = _search_group(task, index, group, modules, seen, streams)
             task.tick()
-        errors: dict[str, float] = {}
-        for n in [n for n in linears if n in rest]:
+        for n in [] if number else [n for n in rest if owners[n] == team.rank]:
             weight = {n: modules[n].get_parameter("weight").detach()}
-            errors |= _errors(seen.x(n, streams), weight, None, task.config)
-        if errors:
-            found[_OTHERS] = GroupFound(GroupResult(None, [], None), errors)
-        rest = set()
-    return found, outputs
+            errors |= _errors(_some(seen.x(n), streams), weight, None, task.config)
+        del seen
+    return _merged(team.gather(found), team.gather(errors), groups), outputs
 
 
 @torch.no_grad()
 def advance_(
-    index: int, block: nn.Module, streams: Sequence[BatchStream], outputs: Sequence[Tensor] = ()
+    index: int,
+    block: nn.Module,
+    streams: Sequence[BatchStream],
+    outputs: Sequence[Tensor] = (),
+    place: Place = PLACE,
 ) -> None:
     """Move the batches behind a block, which is still float; run it unless `outputs` are known."""
-    made = outputs or record(block, index, streams, {}, {})[1]
+    made = outputs or record(block, index, streams, {}, {}, place)[1]
     for stream, out in zip(streams, made, strict=True):
         stream.hidden = out
 

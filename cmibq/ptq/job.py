@@ -39,6 +39,9 @@ class Job:
         journal: where found scales are kept meanwhile.
         output: folder to write, or None.
         scales: file of scales to write or read, or None.
+        batch_tokens: most tokens of a batch, None = as many as are good for speed.
+        room: bytes of tensors of all tokens that are kept in memory, None = all.
+        limit: resident bytes that must not be passed, None = no limit.
     """
 
     recipe: QuantRecipe
@@ -49,6 +52,9 @@ class Job:
     journal: Journal
     output: Path | None
     scales: Path | None
+    batch_tokens: int | None = None
+    room: int | None = None
+    limit: int | None = None
 
     @functools.cached_property
     def scales_are_made(self) -> bool:

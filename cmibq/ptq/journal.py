@@ -50,6 +50,7 @@ class Journal:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         self.own = folder / fingerprint[:32]
+        self.scratch = folder / "scratch"
 
     def _block(self, index: int) -> Path:
         return self.own / f"block-{index:04d}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from cmibq.io import load as load_package
 from cmibq.io import save as save_package
 from cmibq.models import LoadedModel, check_weights, load, save_float
 from cmibq.ops.library import torch_threads
+from cmibq.ptq.capture import Place
 from cmibq.ptq.job import NOTE, Job, prepare
 from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.run import from_entries, process_, to_entries
-from cmibq.ptq.stream import enter
+from cmibq.ptq.spill import Room
+from cmibq.ptq.stream import BatchStream, enter
+from cmibq.ptq.team import join
 from cmibq.recipe import QuantRecipe
 from cmibq.search import LinearGroup
 
@@ -139,6 +142,17 @@ def _write(
         )
 
 
+def _write_model(
+    job: Job, loaded: LoadedModel, notes: dict[str, Any], samples: Sequence[Encoded]
+) -> None:
+    try:
+        _write(job, loaded, notes, samples)
+    except StorageError as error:
+        # Another process may have done the same run meanwhile: then its folder is as good.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not job.made_output():
+            raise
+
+
 def _write_scales(
     job: Job, tables: Sequence[Sequence[LinearGroup]], found: dict[int, BlockFound]
 ) -> None:
@@ -148,11 +162,12 @@ def _write_scales(
     save_scales(job.scales, to_entries(tables, found), provenance=provenance)
 
 
-def _work(job: Job, progress: bool) -> dict[str, Any]:
+def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
     """Do what is left of a run; return its notes."""
     from tqdm import tqdm
 
     recipe = job.recipe
+    team = place.team
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model))
@@ -160,28 +175,37 @@ def _work(job: Job, progress: bool) -> dict[str, Any]:
     known = _known(job, loaded)
     tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
     total = sum(map(len, tables))
-    reference = recipe.variant == "reference"
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
-    with tqdm(total=total, desc=title, unit="group", disable=not progress) as bar:
+
+    def source(gradients: bool) -> Iterator[BatchStream]:
+        return enter(
+            loaded,
+            samples,
+            reference=recipe.variant == "reference",
+            gradients=gradients,
+            tokens=job.batch_tokens,
+            room=place.room,
+            team=team,
+        )
+
+    with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:
         found = process_(
             recipe,
             loaded,
-            lambda gradients: enter(loaded, samples, reference=reference, gradients=gradients),
+            source,
             job.journal,
             known=known,
-            change=job.output is not None,
+            change=job.output is not None and team.leads,
             tick=bar.update,
+            place=place,
         )
         bar.update(total - bar.n)
     notes = _notes(job, loaded, found, samples)
-    _write_scales(job, tables, found)
-    try:
-        _write(job, loaded, notes, samples)
-    except StorageError as error:
-        # Another process may have done the same run meanwhile: then its folder is as good.
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not job.made_output():
-            raise
-    job.journal.remove()
+    if team.leads:
+        _write_scales(job, tables, found)
+        _write_model(job, loaded, notes, samples)
+        job.journal.remove()
+    team.gather(None)  # nobody goes on to another run before the results are there
     return notes
 
 
@@ -213,9 +237,15 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
     """
     start = time.monotonic()
     with torch_threads(recipe.threads):
+        team = join()
         job = prepare(recipe)
-        skipped = job.is_finished
-        notes = _earlier_notes(job) if skipped else _work(job, progress)
+        skipped = team.first(job.is_finished)
+        if skipped:
+            notes = _earlier_notes(job)
+        else:
+            place = Place(Room(job.journal.scratch, job.room, job.limit), team)
+            with place.room.guarded():
+                notes = _work(job, progress, place)
     return QuantizeResult(
         recipe,
         job.fingerprint,

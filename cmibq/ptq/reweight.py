@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from cmibq.errors import DataError
 from cmibq.models import LoadedModel
@@ -21,6 +20,10 @@ from cmibq.ptq.capture import first
 from cmibq.ptq.stream import BatchStream, float32_block
 
 __all__ = ["Means", "add_gradients_", "used_ratios"]
+
+_LOSS_TOKENS = 256
+_HEAD_ROWS = 1 << 13
+_NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -41,6 +44,15 @@ class Means:
         return cls(
             torch.zeros(blocks, kinds, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         )
+
+    @classmethod
+    def sum(cls, parts: Sequence[Means]) -> Means:
+        """Return the sum, in the order of the parts: it must not depend on who made them."""
+        total = cls(torch.zeros_like(parts[0].total), torch.zeros_like(parts[0].samples))
+        for part in parts:
+            total.total += part.total
+            total.samples += part.samples
+        return total
 
     def averages(self) -> Tensor:
         """Return the means over samples, float64 [blocks, kinds, 2].
@@ -109,14 +121,6 @@ def _watched(
 
 
 @contextlib.contextmanager
-def _in_float32(modules: Iterable[nn.Module]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(float32_block(module))
-        yield
-
-
-@contextlib.contextmanager
 def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Switch gradients of parameters off, and back as they were."""
     were = [(p, p.requires_grad) for p in parameters]
@@ -129,20 +133,47 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def _tail(loaded: LoadedModel) -> tuple[nn.Module, nn.Module]:
-    """Return what follows the last block: norm and output layer."""
-    adapter, model = loaded.adapter, loaded.model
-    return adapter.decoder(model).get_submodule(adapter.norm), adapter.lm_head(model)
+def _logits(head: nn.Module, rows: Tensor) -> Tensor:
+    """Return float32 logits [R, V]; the output layer is cast a few rows at a time."""
+    weight, bias = head.get_parameter("weight"), getattr(head, "bias", None)
+    parts = [rows @ part.float().T for part in weight.split(_HEAD_ROWS)]
+    made = torch.cat(parts, 1)
+    return made if bias is None else made + bias.float()
 
 
-def _loss(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum over samples of the mean cross-entropy of answer tokens; logits there only, float32."""
-    norm, head = _tail(loaded)
+@torch.no_grad()
+def _loss_gradient(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of the loss by what enters the output layer, some tokens at a time.
+
+    The loss is the sum over samples of the mean cross-entropy of answer tokens. Its gradient by the
+    logits of a token is softmax - one-hot over the number of answer tokens of the sample.
+
+    Args:
+        loaded: the model.
+        hidden: float32 [R, C], what enters the output layer where an answer token comes next.
+        labels: int64 [B, T], not shifted; R of them after the first column are not -100.
+    """
     told = labels[:, 1:] != -100
-    rows = norm(hidden[:, :-1][told])
-    each = cross_entropy(head(rows), labels[:, 1:][told], reduction="none")
-    share = told / told.sum(1, keepdim=True).clamp(min=1)
-    return (each * share[told]).sum()
+    wanted = labels[:, 1:][told]
+    share = (told / told.sum(1, keepdim=True).clamp(min=1))[told]
+    head = loaded.adapter.lm_head(loaded.model)
+    weights = head.get_parameter("weight").split(_HEAD_ROWS)
+    made = torch.zeros_like(hidden)
+    for some in torch.arange(len(hidden)).split(_LOSS_TOKENS):
+        by_logits = _logits(head, hidden[some]).softmax(1)
+        by_logits[torch.arange(len(some)), wanted[some]] -= 1
+        by_logits *= share[some, None]
+        for columns, weight in zip(by_logits.split(_HEAD_ROWS, 1), weights, strict=True):
+            made[some] += columns @ weight.float()
+    return made
+
+
+def _start_backward(loaded: LoadedModel, out: Tensor, labels: Tensor) -> None:
+    """Run the backward pass from the loss to the output of the last block and into it."""
+    norm = loaded.adapter.decoder(loaded.model).get_submodule(loaded.adapter.norm)
+    with float32_block(norm, changes=False):
+        rows = norm(out[:, :-1][labels[:, 1:] != -100])
+        rows.backward(_loss_gradient(loaded, rows.detach(), labels))
 
 
 def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> None:
@@ -151,7 +182,7 @@ def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> No
     Args:
         means: sums to add to.
         loaded: the model; left as it was.
-        stream: the batch, with the inputs of its blocks.
+        stream: the batch, with the inputs of its blocks, which are taken from it.
     """
     blocks = [b for _, b in loaded.adapter.blocks(loaded.model)]
     endings = [ending for ending, _ in loaded.adapter.gradient_of]
@@ -165,12 +196,11 @@ def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> No
                     means.total[i, kind, side] += _per_sample(gradient, mask)
 
             x = stream.inputs[i].detach().float().requires_grad_()
-            with float32_block(blocks[i]), _watched(blocks[i], endings, note):
+            with float32_block(blocks[i], changes=False), _watched(blocks[i], endings, note):
                 out = first(blocks[i](x, **stream.calls[i]))
                 if behind is None:
-                    with _in_float32(_tail(loaded)):
-                        _loss(loaded, out, stream.labels).backward()
+                    _start_backward(loaded, out, stream.labels)
                 else:
                     out.backward(behind)
-            behind = x.grad
+            behind, stream.inputs[i] = x.grad, _NOTHING
     means.samples += torch.tensor([float(m.any(1).sum()) for m in masks], dtype=torch.float64)

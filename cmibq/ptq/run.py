@@ -12,9 +12,11 @@ from cmibq.io import ScaleEntry
 from cmibq.models import LoadedModel
 from cmibq.nn import convert_
 from cmibq.ptq.blocks import Task, advance_, apply_found_, pack_spec, search_block
+from cmibq.ptq.capture import PLACE, Place
 from cmibq.ptq.journal import BlockFound, GroupFound, Journal
 from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.stream import BatchStream, float32_block
+from cmibq.ptq.team import Team
 from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
 from cmibq.search import GroupResult, LinearGroup, SearchConfig, weight_spec
@@ -41,24 +43,27 @@ def search_config(recipe: QuantRecipe) -> SearchConfig:
 
 
 def _calibrate(
-    recipe: QuantRecipe, loaded: LoadedModel, source: Source, journal: Journal
+    recipe: QuantRecipe, loaded: LoadedModel, source: Source, journal: Journal, team: Team
 ) -> tuple[list[BatchStream], Tensor | None]:
     """Bring the samples to the first block; measure the gradients if they are asked for."""
-    ratios = journal.read_ratios() if recipe.reweight else None
-    means: Means | None = None
-    if recipe.reweight and ratios is None:
-        adapter = loaded.adapter
-        means = Means.zero(len(adapter.blocks(loaded.model)), len(adapter.gradient_of))
-    streams = []
-    for stream in source(means is not None):
-        if means is not None:
-            add_gradients_(means, loaded, stream)
+    ratios = team.first(journal.read_ratios() if recipe.reweight else None)
+    wanted = recipe.reweight and ratios is None
+    adapter = loaded.adapter
+    size = len(adapter.blocks(loaded.model)), len(adapter.gradient_of)
+    streams, means = [], []
+    for stream in source(wanted):
+        if wanted:
+            means.append(Means.zero(*size))
+            add_gradients_(means[-1], loaded, stream)
             stream.inputs = []
         streams.append(stream)
-    if means is not None:
-        ratios = used_ratios(means.averages())
-        journal.write_ratios(ratios)
-    return streams, ratios
+    if wanted:
+        ratios = used_ratios(Means.sum(team.woven(means)).averages())
+        if team.leads:
+            journal.write_ratios(ratios)
+    outlines = team.woven([s.outline() for s in streams]) if team.size > 1 else streams
+    own = iter(streams)
+    return [next(own) if team.has(b) else s for b, s in enumerate(outlines)], ratios
 
 
 def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int, BlockFound]:
@@ -126,40 +131,47 @@ def process_(
     known: dict[int, BlockFound] | None = None,
     change: bool = True,
     tick: Callable[[], object] = lambda: None,
+    place: Place = PLACE,
 ) -> dict[int, BlockFound]:
     """Find the scales of all blocks, fuse them and quantise the linear layers, in place.
 
     Args:
         recipe: what to do.
         loaded: the float model; changed if `change`.
-        source: calibration batches; not called where all blocks are known.
+        source: calibration batches of this process; not called where all blocks are known.
         journal: blocks found earlier are taken from it, new ones are added.
         known: scales per block from elsewhere.
         change: False leaves the model float and only searches.
         tick: called after every group that was searched.
+        place: room and processes; all of them find the same, the first one keeps the journal.
 
     Returns:
         What was found per block.
     """
+    team = place.team
     blocks = loaded.adapter.blocks(loaded.model)
     found = dict(known or {})
-    for index in range(len(blocks)):
-        if index not in found and (one := journal.read_block(index)) is not None:
+    for index in [i for i in range(len(blocks)) if i not in found]:
+        if (one := journal.read_block(index) if team.leads else None) is not None:
             found[index] = one
+    found = team.first(found)
     last = max((i for i in range(len(blocks)) if i not in found), default=-1)
     streams: list[BatchStream] = []
     ratios = None
     if last >= 0:
-        streams, ratios = _calibrate(recipe, loaded, source, journal)
-    task = Task(loaded.adapter, recipe.method, search_config(recipe), ratios, tick)
+        streams, ratios = _calibrate(recipe, loaded, source, journal, team)
+    task = Task(loaded.adapter, recipe.method, search_config(recipe), ratios, tick, place)
     for index, (name, block) in enumerate(blocks):
-        with float32_block(block):
+        with float32_block(block, changes=change):
             outputs: list[Tensor] = []
             if index not in found:
                 found[index], outputs = search_block(task, index, name, block, streams)
-                journal.write_block(index, found[index])
+                if team.leads:
+                    journal.write_block(index, found[index])
             if index < last:
-                advance_(index, block, streams, outputs)
+                advance_(index, block, streams, outputs, place)
+            else:
+                streams = []
             if change:
                 apply_found_(loaded.adapter, name, block, found[index])
                 _round_(recipe, loaded, name, block)

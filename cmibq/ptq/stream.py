@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,22 @@ from torch.utils._pytree import tree_map
 
 from cmibq.data import Batch, Encoded, collate, load_images, plan
 from cmibq.models import LoadedModel
+from cmibq.ptq.spill import Room
+from cmibq.ptq.team import ALONE, Team
 
-__all__ = ["BatchStream", "Features", "enter", "float32_block", "image_features", "make_stream"]
+__all__ = [
+    "BatchStream",
+    "Features",
+    "batch_rows",
+    "enter",
+    "float32_block",
+    "hidden_size",
+    "image_features",
+    "make_stream",
+]
 
 _IMAGES_AT_ONCE = 64
+_PIXELS_AT_ONCE = 1 << 22
 _VALUES_PER_BATCH = 1 << 21
 _LEAST_TOKENS = 512
 
@@ -49,6 +61,11 @@ class BatchStream:
     inputs: list[Tensor]
     labels: Tensor
 
+    def outline(self) -> BatchStream:
+        """Return the masks alone: what other processes know of this batch."""
+        nothing = torch.empty(0)
+        return replace(self, hidden=nothing, calls=[], inputs=[], labels=nothing)
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -67,28 +84,71 @@ class Features:
         return self.values[[self.number[i] for i in images]]
 
 
+def hidden_size(loaded: LoadedModel) -> int:
+    """Return the width of hidden states."""
+    head = loaded.model.get_submodule(loaded.adapter.head_path)
+    return int(head.get_parameter("weight").shape[1])
+
+
+def batch_rows(
+    lengths: Sequence[int], width: int, *, reference: bool, tokens: int | None = None
+) -> list[list[int]]:
+    """Return the samples of each batch.
+
+    Batches hold samples of like length, and about two million hidden values. The reference variant
+    has one batch with all samples, padded to the longest, as published.
+
+    Args:
+        lengths: tokens of each sample.
+        width: of hidden states.
+        reference: published variant.
+        tokens: most tokens of a batch; None = by `width`.
+    """
+    most = tokens or max(_VALUES_PER_BATCH // width, _LEAST_TOKENS)
+    return [list(range(len(lengths)))] if reference else plan(lengths, most)
+
+
 class _Reached(Exception):
     """Not an error: the last block is reached, nobody needs the rest of the forward pass."""
 
 
 @torch.no_grad()
-def image_features(loaded: LoadedModel, samples: Sequence[Encoded]) -> Features | None:
-    """Run the vision tower once per image of the samples; None if there are none."""
+def image_features(
+    loaded: LoadedModel, samples: Sequence[Encoded], room: Room | None = None
+) -> Features | None:
+    """Run the vision tower once per image of the samples; None if there are none.
+
+    Args:
+        loaded: the model.
+        samples: calibration samples.
+        room: where the features are kept; None = in memory.
+    """
     paths = list(dict.fromkeys(p for s in samples for p in s.sample.images))
     if not paths:
         return None
-    parts = [
-        loaded.adapter.image_features(
-            loaded.model, load_images(paths[i : i + _IMAGES_AT_ONCE], loaded.processor)
+    pixels = load_images(paths[:1], loaded.processor).numel()
+    step = min(max(_PIXELS_AT_ONCE // pixels, 1), _IMAGES_AT_ONCE)
+    values = torch.empty(0)
+    for i in range(0, len(paths), step):
+        made = loaded.adapter.image_features(
+            loaded.model, load_images(paths[i : i + step], loaded.processor)
         )
-        for i in range(0, len(paths), _IMAGES_AT_ONCE)
-    ]
-    return Features(torch.cat(parts), {p: i for i, p in enumerate(paths)})
+        if not i:
+            values = (room or Room(Path())).empty((len(paths), *made.shape[1:]), made.dtype)
+        values[i : i + step] = made
+    return Features(values, {p: i for i, p in enumerate(paths)})
 
 
-def _as_float32(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.float() if floating else value
+class _Float32:
+    """Casts tensors to float32, each one once: blocks share their masks and positions."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}  # both, so that no id is used again
+
+    def __call__(self, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        return self.made.setdefault(id(value), (value, value.float()))[1]
 
 
 def run_blocks(
@@ -107,11 +167,12 @@ def run_blocks(
     """
     inputs: list[Tensor] = []
     calls: list[dict[str, Any]] = []
+    as_float32 = _Float32()
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(kwargs)
         inputs.append(args[0] if args else named.pop("hidden_states"))
-        calls.append(tree_map(_as_float32, named))
+        calls.append(tree_map(as_float32, named))
         if len(inputs) == len(blocks):
             raise _Reached
 
@@ -126,19 +187,27 @@ def run_blocks(
 
 
 @contextlib.contextmanager
-def float32_block(block: nn.Module) -> Iterator[None]:
+def float32_block(block: nn.Module, *, changes: bool = True) -> Iterator[None]:
     """Hold the parameters of a block in float32; cast back what is still a parameter after it.
 
-    A block of a float32 model is left alone. Buffers, such as packed weights, are never cast.
+    Values go back to where they were: weights that are mapped from a file stay so. A block of a
+    float32 model is left alone. Buffers, such as packed weights, are never cast.
+
+    Args:
+        block: the block.
+        changes: False if the parameters are only read meanwhile: nothing is written back then.
     """
-    before = {n: p.dtype for n, p in block.named_parameters()}
+    before = {n: p.data for n, p in block.named_parameters()}
     for p in block.parameters():
         p.data = p.data.float()
     try:
         yield
     finally:
         for n, p in block.named_parameters():
-            p.data = p.data.to(before.get(n, p.dtype))
+            old = before.pop(n, p.data)
+            if changes and old.data_ptr() != p.data_ptr():
+                old.copy_(p.data)
+            p.data = old
 
 
 def make_stream(
@@ -170,26 +239,38 @@ def make_stream(
 
 
 def enter(
-    loaded: LoadedModel, samples: Sequence[Encoded], *, reference: bool, gradients: bool = False
+    loaded: LoadedModel,
+    samples: Sequence[Encoded],
+    *,
+    reference: bool,
+    gradients: bool = False,
+    tokens: int | None = None,
+    room: Room | None = None,
+    team: Team = ALONE,
 ) -> Iterator[BatchStream]:
     """Embed the samples and note what every block is called with, one batch after the other.
-
-    Batches hold samples of like length, and about two million hidden values. The reference variant
-    has one batch with all samples, padded to the longest, as published.
 
     Args:
         loaded: the model.
         samples: calibration samples.
         reference: published variant.
         gradients: keep the input of every block (see `BatchStream.inputs`).
+        tokens: most tokens of a batch, see `batch_rows`.
+        room: where hidden states and image features are kept; None = in memory.
+        team: only the batches of this process are made.
     """
-    features = image_features(loaded, samples)
-    width = loaded.model.get_submodule(loaded.adapter.head_path).get_parameter("weight").shape[1]
-    most = max(_VALUES_PER_BATCH // width, _LEAST_TOKENS)
-    rows = [list(range(len(samples)))] if reference else plan([len(s) for s in samples], most)
-    for row in rows:
+    room = room or Room(Path())
+    width = hidden_size(loaded)
+    rows = batch_rows([len(s) for s in samples], width, reference=reference, tokens=tokens)
+    rows = [row for b, row in enumerate(rows) if team.has(b)]
+    features = image_features(loaded, [samples[i] for row in rows for i in row], room)
+    sizes = [len(row) * max(len(samples[i]) for i in row) for row in rows]
+    slots = room.empty((sum(sizes), width)).split(sizes)
+    for row, slot in zip(rows, slots, strict=True):
         batch = collate([samples[i] for i in row], loaded.processor, images=False)
         seen = features.of(batch.images) if features is not None and batch.images else None
         with torch.no_grad():
             embeds = loaded.adapter.embed(loaded.model, batch, seen)
-        yield make_stream(loaded, embeds, batch, reference=reference, gradients=gradients)
+        made = make_stream(loaded, embeds, batch, reference=reference, gradients=gradients)
+        made.hidden = slot.view(made.hidden.shape).copy_(made.hidden)
+        yield made

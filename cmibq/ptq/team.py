@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-
 from torch import Tensor
 
 from cmibq.errors import CmibqError, ConfigError
 
-__all__ = ["ALONE", "PeerError", "Team", "joined"]
+__all__ = ["ALONE", "PeerError", "Team", "join"]
 
 T = TypeVar("T")
 _TIMEOUT = "CMIBQ_PEER_TIMEOUT"
@@ -29,6 +28,10 @@ class PeerError(CmibqError):
     """Another process of the run has ended or does not answer."""
 
 
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Say what the failure of a transfer means."""
@@ -37,7 +40,7 @@ def _told() -> Iterator[None]:
     except RuntimeError as error:
         raise PeerError(
             "another process of this run has ended or does not answer; look for its message, then"
-            f" start the same command again: finished blocks are kept ({str(error).splitlines()[0]})"
+            f" start the same command again: finished blocks are kept ({_short(error)})"
         ) from error
 
 
@@ -123,34 +126,26 @@ ALONE = Team()
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdigit():
-        raise ConfigError(f"{name} is {text!r} in the environment; start the command with torchrun")
+        raise ConfigError(
+            f"{name} is {text!r} in the environment; it must be a number, as torchrun sets it"
+        )
     return int(text)
 
 
-@contextlib.contextmanager
-def joined() -> Iterator[Team]:
-    """Join the processes that torchrun started; `ALONE` without it.
+def join() -> Team:
+    """Join the processes that torchrun started, once per process; `ALONE` without it.
 
     Raises:
         ConfigError: the variables of torchrun are incomplete.
         PeerError: the others do not come.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield ALONE
-        return
+        return ALONE
     team = Team(_number("RANK"), _number("WORLD_SIZE"))
     from torch import distributed
 
-    if distributed.is_initialized():
-        yield team
-        return
-    seconds = int(os.environ.get(_TIMEOUT, _TIMEOUT_SECONDS))
-    with _told():
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
-    try:
-        yield team
-    finally:
-        with contextlib.suppress(RuntimeError):
-            distributed.destroy_process_group()
-
-
+    if not distributed.is_initialized():
+        seconds = _number(_TIMEOUT) if _TIMEOUT in os.environ else _TIMEOUT_SECONDS
+        with _told():
+            distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    return team

@@ -100,6 +100,7 @@ class GroupCalib:
             that the loss is computed from `x` and the weight alone.
         act_max: float32 [K], max|x| for SmoothQuant if it was measured on more tokens than `x`.
         lengths: tokens of each batch that `block` runs; a race needs them.
+        hold: copies an output that is wanted again; the copy may lie in a file.
 
     Raises:
         ModelError: shapes do not fit together.
@@ -112,6 +113,7 @@ class GroupCalib:
     block: BlockRunner | None = None
     act_max: Tensor | None = None
     lengths: Sequence[int] | None = None
+    hold: Callable[[Tensor], Tensor] = torch.clone
 
     def __post_init__(self) -> None:
         where = f"group {self.group.name!r} ({', '.join(self.group.linears)})"

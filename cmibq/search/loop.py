@@ -50,7 +50,7 @@ def _block_losses(
     calib: GroupCalib, run: BlockRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
 ) -> Tensor:
     """Return the losses of a group whose inspected module is run for every candidate."""
-    target = [t.clone() for t in run(calib.weights, input_scale=None, act_bits=None)]
+    target = [calib.hold(t) for t in run(calib.weights, input_scale=None, act_bits=None)]
     if sum(map(len, target)) != len(token):
         raise ModelError(
             f"group {calib.group.name!r}: {calib.group.inspect} gave {sum(map(len, target))} "
@@ -125,5 +125,5 @@ def _check_finite(calib: GroupCalib) -> None:
         *((f"weight of {n}", w) for n, w in zip(calib.group.linears, calib.weights, strict=True)),
     )
     for name, t in named:
-        if not bool(torch.isfinite(t).all()):
+        if t.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()):
             raise ModelError(f"the {name} holds NaN or inf; repair the model or its input")

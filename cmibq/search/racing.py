@@ -95,7 +95,7 @@ def _batches(
     def judge(which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
         batches = [int(b) for b in used[blocks]]
         outs = run(calib.weights, input_scale=None, act_bits=None, batches=batches)
-        targets.update((b, t.clone()) for b, t in zip(batches, outs, strict=True))
+        targets.update((b, calib.hold(t)) for b, t in zip(batches, outs, strict=True))
         out = np.empty((len(which), len(batches)))
         for i, c in enumerate(which):
             results = run_candidate(run, calib, cfg, grid[c], batches)

@@ -119,11 +119,11 @@ def test_runner_runs_the_inspected_module_with_other_weights(setup: Setup, name:
     run = runner(group, modules[group.inspect], seen, s)
     assert run is not None
     weights = [modules[n].weight.detach() for n in group.linears]
-    args, kwargs = seen.calls[group.inspect][0]
+    args, kwargs = seen.call(group.inspect, 0, seen.padded(group.linears[0], 0, s[0].keep))
     want = first(modules[group.inspect](*args, **kwargs))[s[0].keep]
     (same,) = run(weights, input_scale=None, act_bits=None)
     assert torch.equal(same, want)
-    x = seen.x(group.linears[0], s)
+    x = seen.x(group.linears[0])
     assert x.shape == (len(same), weights[0].shape[1])
     scale = torch.linspace(0.5, 2, x.shape[1])
     (scaled,) = run([w * scale for w in weights], input_scale=scale, act_bits=None)
