@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -162,6 +163,21 @@ def _write_scales(
     save_scales(job.scales, to_entries(tables, found), provenance=provenance)
 
 
+def _streams(
+    job: Job, loaded: LoadedModel, samples: Sequence[Encoded], place: Place, gradients: bool
+) -> Iterator[BatchStream]:
+    """Bring the calibration samples of this process to the first block."""
+    return enter(
+        loaded,
+        samples,
+        reference=job.recipe.variant == "reference",
+        gradients=gradients,
+        tokens=job.batch_tokens,
+        room=place.room,
+        team=place.team,
+    )
+
+
 def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
     """Do what is left of a run; return its notes."""
     from tqdm import tqdm
@@ -176,23 +192,11 @@ def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
     tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
     total = sum(map(len, tables))
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
-
-    def source(gradients: bool) -> Iterator[BatchStream]:
-        return enter(
-            loaded,
-            samples,
-            reference=recipe.variant == "reference",
-            gradients=gradients,
-            tokens=job.batch_tokens,
-            room=place.room,
-            team=team,
-        )
-
     with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:
         found = process_(
             recipe,
             loaded,
-            source,
+            functools.partial(_streams, job, loaded, samples, place),
             job.journal,
             known=known,
             change=job.output is not None and team.leads,
