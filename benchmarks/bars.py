@@ -72,12 +72,16 @@ AXES = tuple(dict.fromkeys(bar.axis for bar in BARS))
 
 @dataclass(frozen=True)
 class Verdict:
-    """A row beside its bar: figures, what was asked, and what was missed (empty: met)."""
+    """A row beside its bar: figures, what was asked, and what was missed (empty: met).
+
+    `beyond` is true where all that was missed is a ratio that not even the limit would reach.
+    """
 
     ratio: float
     fraction: float
     asked: str
     missed: tuple[str, ...]
+    beyond: bool = False
 
 
 def bar_of(row: Mapping[str, Any]) -> Bar | None:
@@ -109,7 +113,7 @@ def judge(row: Mapping[str, Any], rows: list[dict[str, Any]] | None = None) -> V
     ratio, fraction = min(peers.values(), default=MANY) / ours, row["limit"] / ours
     if bar is None:
         return Verdict(ratio, fraction, "no bar", ("no bar for this row",))
-    missed = []
+    missed, beyond = [], []
     plain = {n: v for n, v in peers.items() if not any(fnmatchcase(n, p) for p in bar.over)}
     wanted = [(plain, bar.ratio)] if bar.ratio is not None else []
     wanted += [
@@ -120,6 +124,10 @@ def judge(row: Mapping[str, Any], rows: list[dict[str, Any]] | None = None) -> V
         for name, value in group.items():
             if value / ours < least:
                 missed.append(f"{value / ours:.2f} x {name}, asked {least:g}")
+                # A probe that other programs slowed down is no limit: then nothing can be said.
+                if ours >= row["limit"] > value / least:
+                    missed[-1] += f" (at the limit {value / row['limit']:.2f})"
+                    beyond.append(name)
     if bar.fraction is not None and fraction < bar.fraction:
         missed.append(f"{fraction:.2f} of the limit, asked {bar.fraction:.2f}")
     if bar.at_most is not None and ours > bar.at_most:
@@ -127,7 +135,7 @@ def judge(row: Mapping[str, Any], rows: list[dict[str, Any]] | None = None) -> V
     if bar.near is not None and (least := _at_four_bits(row, rows or [])):
         if ours > bar.near * least:
             missed.append(f"{ours / least:.2f} x the time of w4, asked {bar.near:g}")
-    return Verdict(ratio, fraction, label(bar), tuple(missed))
+    return Verdict(ratio, fraction, label(bar), tuple(missed), len(missed) == len(beyond) > 0)
 
 
 def _at_four_bits(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> float | None:

@@ -117,6 +117,7 @@ def _limits(axis: Any, family: Family, rates: Mapping[str, Any], threads: str, l
             rotation_mode="anchor",
             fontsize=7.5,
             color="#444444",
+            annotation_clip=True,
         )
     best = max((at[n] for n in slopes), default=1.0)
     for n in family.units:

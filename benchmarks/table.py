@@ -95,6 +95,7 @@ def details(rows: Rows) -> list[str]:
             verdict, bar = judge(row, rows), bar_of(row)
             asked = label(bar) if bar else "-"
             state = "" if asked == "reported" else "missed" if verdict.missed else "met"
+            state += ", beyond the limit" if verdict.beyond else ""
             ratio = f"{verdict.ratio:.2f}" if row["peers"] else "-"
             lines.append(
                 f"| {row['case']} | {row['threads']} | {_figure(row, row['ours'])} | {_best(row)} "
@@ -159,7 +160,8 @@ def headline(rows: Rows, data: Mapping[str, Any]) -> list[str]:
     """Return the README's line: per headline axis the span of its ratios to the best peer."""
     axes, parts = _axes(rows), []
     for axis, words in HEADLINES.items():
-        ratios = [judge(row, rows).ratio for row in axes.get(axis, []) if row["peers"]]
+        verdicts = [judge(row, rows) for row in axes.get(axis, []) if row["peers"]]
+        ratios = [v.ratio for v in verdicts if v.asked != "reported"]
         if ratios:
             parts.append(f"{words} {_span(ratios, '{:.2g}')} x")
     where = data["cpu"].partition(" (")[0].replace("(R)", "")
