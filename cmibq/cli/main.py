@@ -36,6 +36,7 @@ EXTRAS: Final = {
     "tokenizers": "hf",
     "matplotlib": "report",
     "jinja2": "report",
+    "pyarrow": "data",
     "sklearn": "demo",
     "skimage": "demo",
 }

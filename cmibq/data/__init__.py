@@ -9,11 +9,13 @@ from cmibq.data.base import (
     CalibSample,
     Message,
     check_images,
-    read_items,
-    read_json_items,
 )
 from cmibq.data.batch import Batch, batches, collate, load_images, plan
+from cmibq.data.join import few_shot, interleave
+from cmibq.data.lengths import context_length, encode_calibration, fitting
 from cmibq.data.prompts import Encoded, encode
+from cmibq.data.records import read_records
+from cmibq.data.shapes import read_items
 
 __all__ = [
     "CALIBRATIONS",
@@ -26,10 +28,15 @@ __all__ = [
     "check_images",
     "coco",
     "collate",
+    "context_length",
     "encode",
+    "encode_calibration",
+    "few_shot",
+    "fitting",
+    "interleave",
     "load_images",
     "pileval",
     "plan",
     "read_items",
-    "read_json_items",
+    "read_records",
 ]

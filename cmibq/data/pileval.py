@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmibq.data.base import CALIBRATIONS, Calibration, CalibSample, read_json_items
+from cmibq.data.base import CALIBRATIONS, Calibration, CalibSample
 from cmibq.data.prompts import Encoded
+from cmibq.data.records import read_records
 from cmibq.errors import DataError
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["ROW", "read_texts", "rows_of"]
+__all__ = ["ROW", "TEXTS", "read_texts", "rows_of", "shuffled"]
 
 ROW = 512
+TEXTS = "mit-han-lab/pile-val-backup"
+"""The published texts, looked for in the Hugging Face cache where no file is named."""
 
 
 def _text(where: str, item: Any) -> str:
     text = item.get("text") if isinstance(item, dict) else item
     if not isinstance(text, str):
         raise DataError(f"{where}: no text; write a string or an object with the key 'text'")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"{where}: has half a character (a lone surrogate)")
     return text
 
 
-def read_texts(path: str) -> list[CalibSample]:
-    """Read texts: ``.json`` or ``.jsonl`` of strings or ``{"text": ...}``, ``.txt`` line by line.
+def read_texts(path: str, name: str = "data_path") -> list[CalibSample]:
+    """Read texts: strings or ``{"text": ...}``, or the lines of a ``.txt`` file.
+
+    Args:
+        path: see `cmibq.data.records.find_file`.
+        name: what the path is called, for messages.
 
     Raises:
-        DataError: naming the file and the line or item.
+        DataError: naming the file and the line, item or row.
     """
-    file = Path(path).expanduser()
-    if file.suffix == ".txt" and file.is_file():
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text ({error})") from error
-        items: list[tuple[str, Any]] = [(f"{file}, line {i}", t) for i, t in enumerate(lines, 1)]
-    else:
-        items = read_json_items(path)
     return [
-        CalibSample((), (), where, {"text": _text(where, item)}, where) for where, item in items
+        CalibSample((), (), where, {"text": _text(where, item)}, where)
+        for where, item in read_records(path, name)
     ]
+
+
+def shuffled(samples: Sequence[CalibSample], seed: int) -> list[CalibSample]:
+    """Return texts in the order in which Hugging Face's ``shuffle(seed=...)`` puts them."""
+    return [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
 
 
 def rows_of(
@@ -84,9 +89,7 @@ def rows_of(
 
 
 def _read(recipe: QuantRecipe) -> list[CalibSample]:
-    samples = read_texts(recipe.data_path)
-    order = np.random.default_rng(recipe.seed).permutation(len(samples))
-    return [samples[i] for i in order]
+    return shuffled(read_texts(recipe.data_path or TEXTS), recipe.seed)
 
 
 def _encode(samples: Sequence[CalibSample], processor: Any, recipe: QuantRecipe) -> list[Encoded]:

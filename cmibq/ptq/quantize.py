@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.data import CALIBRATIONS, Encoded, collate
+from cmibq.data import Encoded, collate, context_length, encode_calibration
 from cmibq.errors import StorageError
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import is_package, load_scales, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
-from cmibq.models import LoadedModel, check_weights, load, save_float
+from cmibq.models import LoadedModel, check_weights, load, load_processor, save_float
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.capture import Place
 from cmibq.ptq.job import NOTE, Job, prepare
@@ -184,10 +184,11 @@ def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
 
     recipe = job.recipe
     team = place.team
+    context = context_length(job.model_path)
+    samples = encode_calibration(job.samples, load_processor(job.model_path), recipe, context)
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model))
-    samples = CALIBRATIONS[recipe.calib_data].encode(job.samples, loaded.processor, recipe)
     known = _known(job, loaded)
     tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
     total = sum(map(len, tables))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmibq.errors import ConfigError, nearest
+from cmibq.recipe.places import local_path, placeholder
 
 __all__ = [
     "MOST_THREADS",
@@ -58,12 +59,15 @@ def at_least(name: str, value: int | None, lowest: int, most: int | None = None)
 def parse_model_args(text: str) -> Path:
     """Return the model folder of ``"pretrained=DIR"``.
 
+    A name such as ``OpenGVLab/InternVL2-8B`` stands for that model in the Hugging Face cache of
+    this machine, if it is there; nothing is downloaded.
+
     Args:
         text: ``key=value`` pairs separated by commas. Allowed are ``pretrained`` (needed) and
             ``device_map`` with the values auto and cpu, which both mean the CPU.
 
     Raises:
-        ConfigError: ``pretrained`` is missing, or there is another key or value.
+        ConfigError: ``pretrained`` is missing or a placeholder, or there is another key or value.
 
     Example:
         >>> str(parse_model_args("pretrained=models/llava,device_map=auto"))
@@ -72,14 +76,19 @@ def parse_model_args(text: str) -> Path:
     require("=" in text, f"model_args is {text!r}; write pretrained=DIR, a local model folder")
     parts = re.split(r",\s*(?=\w+\s*=)", text.strip(" ,"))  # a folder may have a comma in its name
     pairs = dict(part.partition("=")[::2] for part in parts)
-    pairs = {key.strip(): value.strip() for key, value in pairs.items()}
+    pairs = {key.strip(): value.strip().strip("'\"") for key, value in pairs.items()}
     for key in pairs:
         hint = nearest(key, ("pretrained", "device_map"))
         require(key in ("pretrained", "device_map"), f"model_args has unknown key {key!r}; {hint}")
     choice("device_map of model_args", pairs.get("device_map", "auto"), _DEVICES)
     folder = pairs.get("pretrained", "")
     require(bool(folder), f"model_args is {text!r}; write pretrained=DIR, a local model folder")
-    return Path(folder).expanduser()
+    require(
+        not placeholder(folder),
+        f"model_args names {folder!r}, which stands for your own model folder; give --model_args"
+        " pretrained=DIR",
+    )
+    return local_path(folder, "model")
 
 
 @dataclass(frozen=True)

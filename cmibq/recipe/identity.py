@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmibq.recipe.base import parse_model_args
+from cmibq.recipe.places import local_path
 from cmibq.recipe.quant import QuantRecipe
 
 __all__ = ["fingerprint"]
@@ -58,8 +59,9 @@ def fingerprint(recipe: QuantRecipe, inputs: Mapping[str, str] | None = None) ->
     facts: dict[str, Any] = {k: v for k, v in fields if k not in _NO_EFFECT}
     if recipe.model_args:
         facts["model_files"] = _content(parse_model_args(recipe.model_args))
-    if recipe.data_path:
-        facts["data_file"] = _content(Path(recipe.data_path).expanduser())
+    for name in ("data_path", "text_data_path"):
+        if getattr(recipe, name):
+            facts[f"{name}_content"] = _content(local_path(getattr(recipe, name), "dataset"))
     if recipe.scale_path and not recipe.run_process:
         facts["scale_file"] = _content(Path(recipe.scale_path).expanduser())
     facts |= {"inputs": dict(inputs or {}), "cmibq": __version__}

@@ -10,6 +10,7 @@ __all__ = ["QuantRecipe"]
 
 _LOSSES = ("mae", "mse")
 _EFFORTS = ("full", "race")
+_BAD_ITEMS = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class QuantRecipe(Weights):
     n_grid: int = opt(20, "candidate scales per group of layers")
     effort: str = opt("full", "full, or race: drop candidates that cannot win after a few tokens")
     calib_data: str = opt("coco", "calibration data: coco (images and text) or pileval (text)")
-    data_path: str = opt("", "calibration items: a .json or .jsonl file (pileval: also .txt)")
+    data_path: str = opt("", "calibration items: .json, .jsonl or .parquet (pileval: also .txt)")
     image_folder: str = opt("", "folder that image paths start from; default: that of data_path")
-    text_data_path: str = opt("", "text data of interleave_format (not available yet)")
+    text_data_path: str = opt("", "texts of interleave_format; default: the cached pile-val-backup")
+    bad_items: str = opt("error", "items that cannot be used: error, or skip (with a warning each)")
     n_samples: int = opt(128, "calibration samples")
-    few_shot_format: bool = opt(False, "join samples in pairs (not available yet)")
-    interleave_format: bool = opt(False, "put text between image samples (not available yet)")
+    few_shot_format: bool = opt(False, "join samples in pairs (coco only)")
+    interleave_format: bool = opt(False, "join pairs with 512 tokens of text between (coco only)")
     run_process: bool = opt(False, "search the scales; without it they are read from scale_path")
     pseudo_quant: bool = opt(False, "write rounded float weights, an ordinary model folder")
     scale_path: str = opt("", "file of scales, .pt or .safetensors: written, or read and applied")
@@ -87,7 +89,7 @@ class QuantRecipe(Weights):
         self._check_calibration()
 
     def _check_calibration(self) -> None:
-        for flag in ("few_shot_format", "interleave_format", "reweight"):
+        for flag in ("few_shot_format", "interleave_format", "text_data_path", "reweight"):
             require(
                 not (getattr(self, flag) and self.calib_data != "coco"),
                 f"{flag} is set with calib_data {self.calib_data!r}; it applies to coco only",
@@ -96,8 +98,12 @@ class QuantRecipe(Weights):
             not (self.few_shot_format and self.interleave_format),
             "few_shot_format and interleave_format are both set; choose one",
         )
-        for flag in ("few_shot_format", "interleave_format", "distort", "text_data_path"):
-            require(not getattr(self, flag), f"{flag} is not available yet; leave it out")
+        require(
+            self.interleave_format or not self.text_data_path,
+            "text_data_path is set without interleave_format; set that too or leave it out",
+        )
+        choice("bad_items", self.bad_items, _BAD_ITEMS)
+        require(not self.distort, "distort is not available yet; leave it out")
         require(
             not self.reweight or self.method == "mbq",
             f"reweight is set with method {self.method!r}; it belongs to mbq, leave it out",

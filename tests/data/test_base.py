@@ -13,7 +13,7 @@ from cmibq.data import (
     check_images,
     load_images,
     read_items,
-    read_json_items,
+    read_records,
 )
 from cmibq.data.coco import choose
 from cmibq.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def test_malformed_line_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "message"), [("x.json", "is not a file"), ("", "is empty")])
 def test_missing_file(name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_json_items(name)
+        read_records(name)
 
 
 def test_other_suffix(tmp_path: Path) -> None:
