@@ -42,7 +42,7 @@ def test_every_field_has_a_default_and_help(cls: type) -> None:
         ({"few_shot_format": True, "interleave_format": True}, "choose one"),
         ({"calib_data": "pileval", "interleave_format": True}, "applies to coco only"),
         ({"calib_data": "pileval", "text_data_path": "x"}, "applies to coco only"),
-        ({"distort": True}, "distort is not available yet"),
+        ({"distort": True, "method": "rtn"}, "distort is set with method 'rtn'"),
         ({"text_data_path": "x"}, "set without interleave_format"),
         ({"bad_items": "drop"}, "bad_items is 'drop'; allowed are error, skip"),
         ({"method": "awq", "reweight": True}, "it belongs to mbq"),

@@ -118,7 +118,8 @@ def search_scales(
             row when activations are quantised; so does ``reference``.
         symmetric: symmetric weight grid; with `act_bits` the reference variant is always symmetric.
         act_bits: bits of per-token activations; None = weights only.
-        loss: ``"mae"`` or ``"mse"``.
+        loss: ``"mae"`` or ``"mse"``. Reweighted, both are divided by the number of image and answer
+            tokens; in the reference variant ``mse`` divides each kind by its own number.
         vision_mask: bool [...], image tokens; needs `answer_mask` and `vision_weight`.
         answer_mask: bool [...], answer tokens; alone: only these count.
         vision_weight: weight of an image token against an answer token (MBQ's gradient ratio).
@@ -159,14 +160,14 @@ def search_scales(
         raise ConfigError("x holds no tokens; give calibration data of this layer")
     if loss not in LOSSES:
         raise ConfigError(f"loss is {loss!r}; allowed are {', '.join(LOSSES)}")
-    masks = [None if m is None else m.reshape(-1) for m in (answer_mask, vision_mask)]
-    token = token_weights(masks[0], masks[1], vision_weight, loss, len(x))
-    if variant == "reference" and act_bits:
-        group_size, symmetric = 0, True
+    answer, vision = (None if m is None else m.reshape(-1) for m in (answer_mask, vision_mask))
+    own = variant == "default"
+    token = token_weights(answer, vision, vision_weight, "mae" if own else loss, len(x))
     if effort not in EFFORTS:
         raise ConfigError(f"effort is {effort!r}; allowed are {', '.join(EFFORTS)}")
     s = candidates(_mean_abs([x]), _mean_abs(weights), n_grid, variant)
-    own = variant == "default"
+    if act_bits and not own:
+        group_size, symmetric = 0, True
     judge = functools.partial(
         scaleloss, bits=bits, group_size=group_size, symmetric=symmetric, zero_in_range=own,
         half_scale=own, act_bits=act_bits, loss=loss,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from cmibq.models import Adapter
-from cmibq.ptq.capture import PLACE, Place, Recording, record, runner
+from cmibq.ptq.capture import Recording, record, runner
+from cmibq.ptq.distort import advance_distorted_, record_distorted
 from cmibq.ptq.journal import BlockFound, GroupFound
+from cmibq.ptq.rows import row_runner
 from cmibq.ptq.stream import BatchStream
+from cmibq.ptq.task import Task
 from cmibq.quant import QuantSpec, RangeMode, fake_quantize_tokens, fake_quantize_weight
 from cmibq.search import (
     SEARCHES,
@@ -19,50 +21,14 @@ from cmibq.search import (
     GroupResult,
     LinearGroup,
     SearchConfig,
-    TokenWeights,
-    apply_scales_,
     weight_spec,
 )
 
-__all__ = ["Task", "advance_", "apply_found_", "pack_spec", "search_block"]
+__all__ = ["Task", "advance_", "pack_spec", "search_block"]
 
 _VALUES_AT_ONCE = 1 << 28
-_ERROR_TOKENS = 2048
+_ERROR_TOKENS = 256
 _OTHERS = "others"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is done to every block.
-
-    Args:
-        adapter: family of the model.
-        method: name in `SEARCHES`.
-        config: how candidates are made and judged.
-        ratios: float64 [blocks, kinds], weights of image tokens by `Adapter.gradient_of`; None =
-            all kept tokens count alike.
-        tick: called after every group.
-        place: room and processes.
-    """
-
-    adapter: Adapter
-    method: str
-    config: SearchConfig
-    ratios: Tensor | None = None
-    tick: Callable[[], object] = lambda: None
-    place: Place = PLACE
-
-    def tokens(
-        self, index: int, group: LinearGroup, streams: Sequence[BatchStream]
-    ) -> TokenWeights:
-        """Return how much each kept token counts for a group."""
-        vision = torch.cat([s.vision[s.keep] for s in streams])
-        answer = torch.cat([s.answer[s.keep] for s in streams])
-        if self.ratios is None:
-            return TokenWeights.uniform(len(vision), answer, vision)
-        kind = next(k for k, (_, g) in enumerate(self.adapter.gradient_of) if group.name in g)
-        ratio = float(self.ratios[index, kind])
-        return TokenWeights.modality(answer, vision, ratio, self.config.loss_mode or "mae")
 
 
 def pack_spec(config: SearchConfig) -> QuantSpec:
@@ -122,8 +88,11 @@ def _search_group(
     modules: Mapping[str, nn.Module],
     seen: Recording,
     streams: Sequence[BatchStream],
+    second: Recording | None,
 ) -> GroupFound:
-    x = seen.x(group.linears[0])
+    """Search one group; `second` is what it was given on distorted inputs."""
+    own = second or seen
+    x, module = own.x(group.linears[0]), modules[group.inspect]
     weights = {n: modules[n].get_parameter("weight").detach() for n in group.linears}
     real = torch.cat([s.real[s.keep] for s in streams])
     calib = GroupCalib(
@@ -131,13 +100,37 @@ def _search_group(
         x,
         list(weights.values()),
         task.tokens(index, group, streams),
-        block=runner(group, modules[group.inspect], seen, streams),
+        block=runner(group, module, own, streams, always=second is not None),
         act_max=None if bool(real.all()) else _largest(x, real),
         lengths=[int(s.keep.sum()) for s in streams],
         hold=task.place.room.keep,
     )
+    if second is not None:
+        calib = replace(calib, clean=runner(group, module, seen, streams, always=True))
+    if task.config.effort == "race":
+        calib = _with_rows(calib, module, own, seen, streams)
     result = SEARCHES[task.method](calib, task.config)
-    return GroupFound(result, _errors(_some(x, streams), weights, result.scales, task.config))
+    errors = _errors(_some(x, streams), weights, result.scales, task.config)
+    return GroupFound(result, errors, task.ratio(index, group))
+
+
+def _with_rows(
+    calib: GroupCalib,
+    module: nn.Module,
+    own: Recording,
+    clean: Recording,
+    streams: Sequence[BatchStream],
+) -> GroupCalib:
+    """Let a race of this group run single tokens, where its module is known well enough."""
+    if calib.block is None:
+        return calib
+    group, weights, name = calib.group, calib.weights, calib.group.inspect
+    rows = row_runner(group, module, calib.x, weights, own.calls[name], calib.block, streams)
+    if rows is None or calib.clean is None:
+        return replace(calib, rows=rows)
+    x, block = clean.x(group.linears[0]), calib.clean
+    other = row_runner(group, module, x, weights, clean.calls[name], block, streams)
+    return calib if other is None else replace(calib, rows=rows, clean_rows=other)
 
 
 def _owners(
@@ -159,7 +152,7 @@ def _merged(
 ) -> BlockFound:
     """Join what the processes found, in the order of the groups."""
     every = {name: one for part in parts for name, one in part.items()}
-    found = {g.name: every[g.name] for g in groups}
+    found = {g.name: every[g.name] for g in groups if g.name in every}
     errors = {name: e for part in others for name, e in part.items()}
     if errors:
         found[_OTHERS] = GroupFound(GroupResult(None, [], None), dict(sorted(errors.items())))
@@ -194,13 +187,19 @@ def search_block(
     outputs: list[Tensor] = []
     for number, part in enumerate(_passes(groups, widths, tokens)):
         first_of = [g.linears[0] for g in part] + ([] if number else rest)
-        calls = [g.inspect for g in part if g.inspect not in g.linears]
+        calls = [g.inspect for g in part if task.distort or g.inspect not in g.linears]
         wanted, called = ({n: modules[n] for n in names} for names in (first_of, calls))
         outputs = []  # before there are new ones
         seen, outputs = record(block, index, streams, wanted, called, task.place, owners)
         for group in part:
+            second = None
+            if task.distort:  # needs what all processes found so far
+                before = _merged(team.gather(found), [], groups)
+                second = record_distorted(task, index, name, block, streams, group, before, owners)
             if owners[group.linears[0]] == team.rank:
-                found[group.name] = _search_group(task, index, group, modules, seen, streams)
+                found[group.name] = _search_group(
+                    task, index, group, modules, seen, streams, second
+                )
             task.tick()
         for n in [] if number else [n for n in rest if owners[n] == team.rank]:
             weight = {n: modules[n].get_parameter("weight").detach()}
@@ -211,21 +210,17 @@ def search_block(
 
 @torch.no_grad()
 def advance_(
+    task: Task,
     index: int,
+    name: str,
     block: nn.Module,
     streams: Sequence[BatchStream],
-    outputs: Sequence[Tensor] = (),
-    place: Place = PLACE,
+    outputs: Sequence[Tensor],
+    found: BlockFound,
 ) -> None:
     """Move the batches behind a block, which is still float; run it unless `outputs` are known."""
-    made = outputs or record(block, index, streams, {}, {}, place)[1]
+    if task.distort:
+        advance_distorted_(task, index, name, block, streams, found)
+    made = outputs or record(block, index, streams, {}, {}, task.place)[1]
     for stream, out in zip(streams, made, strict=True):
         stream.hidden = out
-
-
-def apply_found_(adapter: Adapter, name: str, block: nn.Module, found: BlockFound) -> None:
-    """Fuse the scales of a block into it."""
-    modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
-    for group in adapter.groups(name, block):
-        if group.name in found:
-            apply_scales_(modules, group, found[group.name].result.scales)

@@ -17,10 +17,18 @@ from cmibq.errors import ModelError
 from cmibq.ptq.spill import Room
 from cmibq.ptq.stream import BatchStream
 from cmibq.ptq.team import ALONE, Team
-from cmibq.quant import fake_quantize_tokens
-from cmibq.search import BlockRunner, LinearGroup
+from cmibq.search import BlockRunner, LinearGroup, prepared
 
-__all__ = ["PLACE", "Place", "Recording", "first", "masked", "record", "runner"]
+__all__ = [
+    "PLACE",
+    "Place",
+    "Recording",
+    "first",
+    "masked",
+    "parameter_keys",
+    "record",
+    "runner",
+]
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -55,6 +63,11 @@ def first(output: Any) -> Tensor:
 def masked(t: Tensor, keep: Tensor) -> Tensor:
     """Return the kept tokens [t, C] of [B, T, C]; a view if all are kept."""
     return t.flatten(0, 1) if bool(keep.all()) else t[keep]
+
+
+def parameter_keys(group: LinearGroup) -> list[str]:
+    """Return the names of a group's weights inside its inspected module."""
+    return [f"{n.removeprefix(group.inspect)}.weight".removeprefix(".") for n in group.linears]
 
 
 @dataclass
@@ -199,13 +212,13 @@ def record(
     return seen, outputs
 
 
-def _prepared(x: Tensor, scale: Tensor | None, act_bits: int | None) -> Tensor:
-    x = x if scale is None else x / scale
-    return x if act_bits is None else fake_quantize_tokens(x, act_bits)
-
-
 def runner(
-    group: LinearGroup, module: nn.Module, seen: Recording, streams: Sequence[BatchStream]
+    group: LinearGroup,
+    module: nn.Module,
+    seen: Recording,
+    streams: Sequence[BatchStream],
+    *,
+    always: bool = False,
 ) -> BlockRunner | None:
     """Return what runs the inspected module of a group with other weights.
 
@@ -218,13 +231,14 @@ def runner(
         module: its inspected module.
         seen: calls of that module, inputs of the group's first layer.
         streams: all batches.
+        always: also for an inspected module that is the linear layer itself.
 
     Returns:
         The function, or None if the inspected module is the linear layer itself.
     """
-    if group.inspect in group.linears:
+    if group.inspect in group.linears and not always:
         return None
-    keys = [f"{n.removeprefix(group.inspect + '.')}.weight" for n in group.linears]
+    keys = parameter_keys(group)
 
     def run(
         weights: Sequence[Tensor],
@@ -236,7 +250,7 @@ def runner(
         named = dict(zip(keys, weights, strict=True))
         for b in range(len(streams)) if batches is None else batches:
             x = seen.padded(group.linears[0], b, streams[b].keep)
-            args, kwargs = seen.call(group.inspect, b, _prepared(x, input_scale, act_bits))
+            args, kwargs = seen.call(group.inspect, b, prepared(x, input_scale, act_bits))
             with torch.no_grad():
                 out = functional_call(module, named, args, kwargs)
             yield masked(first(out), streams[b].keep)

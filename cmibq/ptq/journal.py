@@ -29,10 +29,12 @@ class GroupFound:
     Args:
         result: scales, losses, exponent.
         errors: layer -> relative error of its output on the calibration tokens.
+        modality: weight of an image token against an answer token, where the search had one.
     """
 
     result: GroupResult
     errors: dict[str, float]
+    modality: float | None = None
 
 
 BlockFound = dict[str, GroupFound]
@@ -66,7 +68,9 @@ class Journal:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             return {
                 name: GroupFound(
-                    GroupResult(tensors.get(name), note["losses"], note["ratio"]), note["errors"]
+                    GroupResult(tensors.get(name), note["losses"], note["ratio"]),
+                    note["errors"],
+                    note.get("modality"),
                 )
                 for name, note in notes.items()
             }
@@ -77,7 +81,12 @@ class Journal:
     def write_block(self, index: int, found: BlockFound) -> None:
         """Keep what was found for a block."""
         notes = {
-            n: {"losses": g.result.losses, "ratio": g.result.ratio, "errors": g.errors}
+            n: {
+                "losses": g.result.losses,
+                "ratio": g.result.ratio,
+                "errors": g.errors,
+                "modality": g.modality,
+            }
             for n, g in found.items()
         }
         tensors = {n: g.result.scales for n, g in found.items() if g.result.scales is not None}

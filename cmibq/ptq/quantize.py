@@ -51,7 +51,8 @@ class QuantizeResult:
         seconds: wall time of this call.
         layer_errors: layer -> relative error of its output on calibration tokens; empty if nothing
             was calibrated.
-        groups: per group of layers: block, group, ratio, losses.
+        groups: per group of layers: block, group, ratio, losses, and `vision_weight`, what an image
+            token counted against an answer token (None without reweight).
     """
 
     recipe: QuantRecipe
@@ -97,6 +98,7 @@ def _notes(
                 "block": block,
                 "group": name,
                 "ratio": g.result.ratio,
+                "vision_weight": g.modality,
                 "losses": [_finite(x) for x in g.result.losses],
             }
             for block, name, g in rows

@@ -11,11 +11,13 @@ from cmibq.errors import ModelError
 from cmibq.io import ScaleEntry
 from cmibq.models import LoadedModel
 from cmibq.nn import convert_
-from cmibq.ptq.blocks import Task, advance_, apply_found_, pack_spec, search_block
+from cmibq.ptq.blocks import advance_, pack_spec, search_block
 from cmibq.ptq.capture import PLACE, Place
+from cmibq.ptq.distort import apply_found_
 from cmibq.ptq.journal import BlockFound, GroupFound, Journal
 from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.stream import BatchStream, float32_block
+from cmibq.ptq.task import Task
 from cmibq.ptq.team import Team
 from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
@@ -122,6 +124,17 @@ def _round_(recipe: QuantRecipe, loaded: LoadedModel, name: str, block: nn.Modul
             weight.copy_(fake_quantize_weight(weight, weight_spec(config), name=n))
 
 
+def _task(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    ratios: Tensor | None,
+    tick: Callable[[], object],
+    place: Place,
+) -> Task:
+    config = search_config(recipe)
+    return Task(loaded.adapter, recipe.method, config, ratios, tick, place, recipe.distort)
+
+
 def process_(
     recipe: QuantRecipe,
     loaded: LoadedModel,
@@ -160,7 +173,7 @@ def process_(
     ratios = None
     if last >= 0:
         streams, ratios = _calibrate(recipe, loaded, source, journal, team)
-    task = Task(loaded.adapter, recipe.method, search_config(recipe), ratios, tick, place)
+    task = _task(recipe, loaded, ratios, tick, place)
     for index, (name, block) in enumerate(blocks):
         with float32_block(block, changes=change):
             outputs: list[Tensor] = []
@@ -169,7 +182,7 @@ def process_(
                 if team.leads:
                     journal.write_block(index, found[index])
             if index < last:
-                advance_(index, block, streams, outputs, place)
+                advance_(task, index, name, block, streams, outputs, found[index])
             else:
                 streams = []
             if change:

@@ -50,6 +50,7 @@ class BatchStream:
             tokens of the answer themselves.
         inputs: what entered each block; kept only for the gradients.
         labels: int64 [B, T], not shifted.
+        distorted: as `hidden`, behind quantised blocks; None = the same, or not wanted.
     """
 
     hidden: Tensor
@@ -60,6 +61,7 @@ class BatchStream:
     answer: Tensor
     inputs: list[Tensor]
     labels: Tensor
+    distorted: Tensor | None = None
 
     def outline(self) -> BatchStream:
         """Return the masks alone: what other processes know of this batch."""

@@ -39,7 +39,7 @@ class QuantRecipe(Weights):
     a_bit: int = opt(16, "bits per activation: 8, or 16 to leave activations as they are")
     alpha: float = opt(0.5, "SmoothQuant's migration strength, 0..1")
     reweight: bool = opt(False, "weigh image against answer tokens by their gradients (mbq)")
-    distort: bool = opt(False, "search on inputs of already quantised layers (not available yet)")
+    distort: bool = opt(False, "search on inputs as already quantised layers make them (mbq, awq)")
     loss_mode: str | None = opt(None, "mae or mse; null takes the method's own (awq mse, mbq mae)")
     variant: str = opt("default", "default, or reference for the published behaviour bit for bit")
     n_grid: int = opt(20, "candidate scales per group of layers")
@@ -103,10 +103,13 @@ class QuantRecipe(Weights):
             "text_data_path is set without interleave_format; set that too or leave it out",
         )
         choice("bad_items", self.bad_items, _BAD_ITEMS)
-        require(not self.distort, "distort is not available yet; leave it out")
         require(
             not self.reweight or self.method == "mbq",
             f"reweight is set with method {self.method!r}; it belongs to mbq, leave it out",
+        )
+        require(
+            not self.distort or self.method in ("mbq", "awq"),
+            f"distort is set with method {self.method!r}; it belongs to mbq and awq, leave it out",
         )
 
     @property

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from cmibq.search import awq, mbq, rtn, smoothquant
+from cmibq.search.attention import CausalAttention
 from cmibq.search.base import (
     SEARCHES,
     BlockRunner,
     GroupCalib,
     GroupResult,
     LinearGroup,
+    RowRunner,
     SearchConfig,
     TokenWeights,
     apply_scales_,
 )
-from cmibq.search.candidate import weight_spec
+from cmibq.search.candidate import prepared, weight_spec
 
 __all__ = [
     "SEARCHES",
     "BlockRunner",
+    "CausalAttention",
     "GroupCalib",
     "GroupResult",
     "LinearGroup",
+    "RowRunner",
     "SearchConfig",
     "TokenWeights",
     "apply_scales_",
     "awq",
     "mbq",
+    "prepared",
     "rtn",
     "smoothquant",
     "weight_spec",

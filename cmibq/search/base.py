@@ -24,6 +24,7 @@ __all__ = [
     "GroupCalib",
     "GroupResult",
     "LinearGroup",
+    "RowRunner",
     "SearchConfig",
     "TokenWeights",
     "apply_scales_",
@@ -86,6 +87,24 @@ class BlockRunner(Protocol):
         ...
 
 
+class RowRunner(Protocol):
+    """Run the inspected module with other weights, for some tokens only; as `BlockRunner` else.
+
+    Takes positions int64 [n] (ascending) in `GroupCalib.x`, returns outputs [n, C].
+    """
+
+    def __call__(
+        self,
+        weights: Sequence[Tensor],
+        rows: Tensor,
+        *,
+        input_scale: Tensor | None,
+        act_bits: int | None,
+    ) -> Tensor:
+        """Return the outputs of the inspected module for the tokens `rows`."""
+        ...
+
+
 @dataclass(frozen=True)
 class GroupCalib:
     """One group with its calibration data.
@@ -99,8 +118,12 @@ class GroupCalib:
         block: runs the inspected module; None where that is the (single) linear layer itself, so
             that the loss is computed from `x` and the weight alone.
         act_max: float32 [K], max|x| for SmoothQuant if it was measured on more tokens than `x`.
-        lengths: tokens of each batch that `block` runs; a race needs them.
+        lengths: tokens of each batch that `block` runs; a race needs them, or `rows`.
         hold: copies an output that is wanted again; the copy may lie in a file.
+        rows: runs the inspected module for some tokens only; a race is then much shorter.
+        clean: runs the inspected module on its float inputs, for what outputs are compared with;
+            None = those are the inputs of `block`. Differs where inputs are distorted.
+        clean_rows: the same for `rows`.
 
     Raises:
         ModelError: shapes do not fit together.
@@ -114,6 +137,9 @@ class GroupCalib:
     act_max: Tensor | None = None
     lengths: Sequence[int] | None = None
     hold: Callable[[Tensor], Tensor] = torch.clone
+    rows: RowRunner | None = None
+    clean: BlockRunner | None = None
+    clean_rows: RowRunner | None = None
 
     def __post_init__(self) -> None:
         where = f"group {self.group.name!r} ({', '.join(self.group.linears)})"

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from cmibq.quant import PerGroup, QuantSpec, RangeMode, fake_quantize_weight
+from cmibq.quant import PerGroup, QuantSpec, RangeMode, fake_quantize_tokens, fake_quantize_weight
 from cmibq.search.base import BlockRunner, GroupCalib, SearchConfig
 
-__all__ = ["compare", "run_candidate", "weight_spec"]
+__all__ = ["Seen", "candidate", "compare", "prepared", "run_candidate", "weight_spec"]
+
+
+class Seen(TypedDict):
+    """How a candidate changes the input of its layers."""
+
+    input_scale: Tensor | None
+    act_bits: int | None
 
 
 def weight_spec(cfg: SearchConfig) -> QuantSpec:
@@ -34,6 +42,21 @@ def compare(target: Tensor, out: Tensor, token: Tensor, power: int) -> float:
     return float(token @ error)
 
 
+def prepared(x: Tensor, scale: Tensor | None, act_bits: int | None) -> Tensor:
+    """Return the input [..., K] of layers divided by their scales, then rounded per token."""
+    x = x if scale is None else x / scale
+    return x if act_bits is None else fake_quantize_tokens(x, act_bits)
+
+
+def candidate(calib: GroupCalib, cfg: SearchConfig, s: Tensor) -> tuple[list[Tensor], Seen]:
+    """Return the weights that the scales s [K] lead to, and what becomes of the input."""
+    spec, pairs = weight_spec(cfg), zip(calib.group.linears, calib.weights, strict=True)
+    scaled = [fake_quantize_weight(w * s, spec, name=n) for n, w in pairs]
+    if cfg.act_bits is None:
+        return [w.div_(s) for w in scaled], {"input_scale": None, "act_bits": None}
+    return scaled, {"input_scale": s, "act_bits": cfg.act_bits}
+
+
 def run_candidate(
     run: BlockRunner,
     calib: GroupCalib,
@@ -42,9 +65,6 @@ def run_candidate(
     batches: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Run the inspected module with the weights that the scales s [K] lead to."""
-    spec, pairs = weight_spec(cfg), zip(calib.group.linears, calib.weights, strict=True)
-    scaled = [fake_quantize_weight(w * s, spec, name=n) for n, w in pairs]
+    weights, seen = candidate(calib, cfg, s)
     chosen = {} if batches is None else {"batches": batches}
-    if cfg.act_bits is None:
-        return run([w / s for w in scaled], input_scale=None, act_bits=None, **chosen)
-    return run(scaled, input_scale=s, act_bits=cfg.act_bits, **chosen)
+    return run(weights, **seen, **chosen)

@@ -50,7 +50,8 @@ def _block_losses(
     calib: GroupCalib, run: BlockRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
 ) -> Tensor:
     """Return the losses of a group whose inspected module is run for every candidate."""
-    target = [calib.hold(t) for t in run(calib.weights, input_scale=None, act_bits=None)]
+    clean = calib.clean or run
+    target = [calib.hold(t) for t in clean(calib.weights, input_scale=None, act_bits=None)]
     if sum(map(len, target)) != len(token):
         raise ModelError(
             f"group {calib.group.name!r}: {calib.group.inspect} gave {sum(map(len, target))} "

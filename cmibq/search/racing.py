@@ -12,15 +12,19 @@ from torch import Tensor
 
 from cmibq import arrays
 from cmibq.arrays.race import Race, race
-from cmibq.arrays.search import race_layers
+from cmibq.arrays.search import TOKENS_OF_A_BLOCK, race_layers
 from cmibq.errors import ConfigError, ModelError
+from cmibq.ops import abssum
 from cmibq.quant import RangeMode
-from cmibq.search.base import BlockRunner, GroupCalib, SearchConfig
-from cmibq.search.candidate import compare, run_candidate, weight_spec
+from cmibq.search.base import BlockRunner, GroupCalib, RowRunner, SearchConfig
+from cmibq.search.candidate import candidate, compare, run_candidate, weight_spec
 
 __all__ = ["can_race", "race_group"]
 
 FIRST_BATCHES = 8
+FIRST_BLOCKS = 16
+BLOCKS_AT_ONCE = 128
+"""Blocks of tokens that a module is run on at a time, which bounds what it computes in between."""
 LOSSES = {1: "mae", 2: "mse"}
 
 
@@ -28,7 +32,7 @@ def can_race(calib: GroupCalib) -> bool:
     """Tell whether a group can be raced: on the CPU, and batches of known lengths if it is run."""
     tensors = (calib.x, *calib.weights)
     on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return on_cpu if calib.block is None else calib.lengths is not None
+    return on_cpu if calib.block is None else bool(calib.rows or calib.lengths is not None)
 
 
 def race_group(
@@ -49,6 +53,8 @@ def race_group(
     """
     if calib.block is None:
         found = _layers(calib, cfg, token, grid, power)
+    elif calib.rows is not None:
+        found = _tokens(calib, calib.rows, cfg, token, grid, power)
     else:
         found = _batches(calib, calib.block, cfg, token, grid, power)
     if not np.isfinite(found.losses[found.best]):
@@ -94,7 +100,8 @@ def _batches(
 
     def judge(which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
         batches = [int(b) for b in used[blocks]]
-        outs = run(calib.weights, input_scale=None, act_bits=None, batches=batches)
+        clean = calib.clean or run
+        outs = clean(calib.weights, input_scale=None, act_bits=None, batches=batches)
         targets.update((b, calib.hold(t)) for b, t in zip(batches, outs, strict=True))
         out = np.empty((len(which), len(batches)))
         for i, c in enumerate(which):
@@ -105,3 +112,46 @@ def _batches(
         return out
 
     return race(judge, len(grid), size[used], first=FIRST_BATCHES)
+
+
+def _tokens(
+    calib: GroupCalib, run: RowRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
+) -> Race:
+    """Race over blocks of successive tokens."""
+    starts = np.arange(0, len(token), TOKENS_OF_A_BLOCK)
+    mass = token * abssum(calib.x.contiguous(), axis=0).double() ** power
+    size = np.add.reduceat(mass.numpy(), starts)
+    used = np.flatnonzero(size > 0)
+    if not len(used):
+        used, size = np.arange(len(starts)), np.ones(len(starts))
+    clean = calib.clean_rows or run
+
+    def judge(which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+        parts = [_rows(starts[used[b]], len(token)) for b in _chunks(blocks)]
+        targets = [clean(calib.weights, p, input_scale=None, act_bits=None) for p in parts]
+        out = np.empty((len(which), len(blocks)))
+        for i, c in enumerate(which):
+            weights, seen = candidate(calib, cfg, grid[c])
+            pairs = zip(parts, targets, strict=True)
+            each = [_block_sums(t - run(weights, p, **seen), token[p], power) for p, t in pairs]
+            out[i] = np.concatenate(each)
+        return out
+
+    return race(judge, len(grid), size[used], first=FIRST_BLOCKS)
+
+
+def _chunks(blocks: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    return np.split(blocks, range(BLOCKS_AT_ONCE, len(blocks), BLOCKS_AT_ONCE))
+
+
+def _rows(starts: NDArray[np.intp], tokens: int) -> Tensor:
+    """Return the positions of the tokens of some blocks."""
+    rows = starts[:, None] + np.arange(TOKENS_OF_A_BLOCK)
+    return torch.from_numpy(rows[rows < tokens])
+
+
+def _block_sums(error: Tensor, token: Tensor, power: int) -> NDArray[np.float64]:
+    """Return sum_t token_t mean_c |error|**power of every block; only the last may be short."""
+    each = error.abs_().pow_(power).mean(-1, dtype=torch.float64) * token
+    edges = np.arange(0, len(token), TOKENS_OF_A_BLOCK)
+    return np.asarray(np.add.reduceat(each.numpy(), edges), np.float64)
