@@ -25,8 +25,12 @@ class Watch:
     def __init__(self) -> None:
         self._other, self._start = _busy() - time.process_time(), time.perf_counter()
 
-    def clean(self) -> bool:
-        """Return whether other processes took at most 15 % of a core and a clock tick."""
-        other = _busy() - time.process_time() - self._other
+    def clean(self, children: float = 0.0) -> bool:
+        """Return whether other processes took at most 15 % of a core and a clock tick.
+
+        Args:
+            children: processor seconds meanwhile of processes that belong to the sample.
+        """
+        other = _busy() - time.process_time() - children - self._other
         elapsed = time.perf_counter() - self._start
         return other <= ALLOWED * elapsed + 1 / os.sysconf("SC_CLK_TCK")

@@ -38,6 +38,7 @@ def open_model(
     adapter = models.read_family(folder, model=model)
     network = package.fill_(copy.deepcopy(models.skeleton(folder)))
     _set_generation(network, folder)
+    models.accelerate_(network)
     return LoadedModel(network, models.load_processor(folder), adapter, folder), package
 
 

@@ -36,7 +36,7 @@ def greedy(
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if encoded.sample.images:
         pixels = questions.pixels(encoded.sample.images)
-        inputs["pixel_values"] = pixels.to(model.get_input_embeddings().weight.dtype)
+        inputs["pixel_values"] = pixels.to(model.dtype)
     pad = loaded.processor.tokenizer.pad_token_id
     made = model.generate(
         **inputs,

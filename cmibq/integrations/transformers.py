@@ -17,10 +17,12 @@ from typing import Any
 from torch import nn
 
 from cmibq.errors import ConfigError, ModelError, PackageError
+from cmibq.integrations.mapped import tile_
 from cmibq.io import is_package, load
 from cmibq.io.manifest import VERSION, LayerSpec
 from cmibq.io.package import WEIGHTS
 from cmibq.io.restore import share_, swap_
+from cmibq.models import accelerate_
 from cmibq.nn import PackedLinear
 
 __all__ = ["register"]
@@ -86,6 +88,8 @@ def _after_loading(model: nn.Module, values: dict[str, Any]) -> None:
     for name, first in _shared(values).items():
         model.set_submodule(_local(model, name), model.get_submodule(_local(model, first)))
     model.requires_grad_(False)
+    tile_(model)
+    accelerate_(model)
 
 
 @functools.cache

@@ -10,14 +10,29 @@ from torch import Tensor, nn
 
 from cmibq.errors import CmibqError, PackageError
 from cmibq.io.manifest import LayerSpec, Manifest
-from cmibq.nn import PackedLinear, iter_packed
+from cmibq.nn import PackedEmbedding, PackedLinear, iter_packed
 
 __all__ = ["assign_", "check_scales", "packed_like", "share_", "shared_layers", "swap_"]
 
 
-def packed_like(spec: LayerSpec) -> PackedLinear:
-    """Return a layer of the right shape on the ``meta`` device, without content."""
+def packed_like(spec: LayerSpec, old: nn.Module | None = None) -> PackedLinear:
+    """Return a layer of the right shape on the ``meta`` device, without content.
+
+    Args:
+        spec: how the layer is stored.
+        old: what it takes the place of; an embedding becomes a `PackedEmbedding`.
+    """
     with torch.device("meta"):
+        if isinstance(old, nn.Embedding):
+            return PackedEmbedding(
+                *spec.shape,
+                bits=spec.bits,
+                group_size=spec.group_size,
+                symmetric=spec.symmetric,
+                act_bits=spec.act_bits,
+                bias=spec.bias,
+                dtype=old.weight.dtype,
+            )
         return PackedLinear(
             spec.shape[1],
             spec.shape[0],
@@ -30,18 +45,19 @@ def packed_like(spec: LayerSpec) -> PackedLinear:
 
 
 def swap_(model: nn.Module, name: str, spec: LayerSpec, where: Path) -> None:
-    """Replace the linear layer `name` of a model by an empty packed one.
+    """Replace the linear layer or embedding `name` of a model by an empty packed one.
 
     Raises:
         PackageError: the model has no such layer, or it has another shape.
     """
-    found = _shape(_layer(model, name, where))
+    old = _layer(model, name, where)
+    found = _shape(old)
     if found != tuple(spec.shape):
         raise PackageError(
             f"{where}: layer {name} is {found} in the model and {tuple(spec.shape)} in the package"
         )
     try:
-        new = packed_like(spec)
+        new = packed_like(spec, old)
     except CmibqError as error:
         raise PackageError(f"{where}: layer {name}: {error}") from error
     model.set_submodule(name, new)
@@ -81,6 +97,8 @@ def _layer(model: nn.Module, name: str, where: Path) -> nn.Module:
 
 
 def _shape(layer: nn.Module) -> tuple[object, object]:
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
     return getattr(layer, "out_features", None), getattr(layer, "in_features", None)
 
 

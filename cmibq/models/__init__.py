@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cmibq.models import llava
 from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_groups, check_weights
+from cmibq.models.decode import accelerate_
 from cmibq.models.load import (
     LoadedModel,
     load,
@@ -19,6 +20,7 @@ __all__ = [
     "Adapter",
     "GroupRow",
     "LoadedModel",
+    "accelerate_",
     "adapter_of",
     "check_groups",
     "check_weights",

@@ -20,7 +20,7 @@ def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
         ModelError: the vision tower takes images of another size.
     """
     hosted: Any = model
-    dtype = hosted.get_input_embeddings().weight.dtype
+    dtype = hosted.dtype
     try:
         found = hosted.get_image_features(pixel_values.to(dtype), return_dict=True)
     except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import nn
 
 from cmibq.errors import ModelError, nearest
+from cmibq.nn.embedding import PackedEmbedding
 from cmibq.nn.linear import QuantLinear
 from cmibq.nn.packed import PackedLinear
 from cmibq.quant.spec import QuantSpec
@@ -17,13 +18,22 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = _layer(model, name)
+    if not isinstance(module, nn.Linear):
+        raise ModelError(f"{name}: is a {type(module).__name__}; only nn.Linear can be quantised")
+    return module
+
+
+def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Embedding:
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
         linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         raise ModelError(f"the model has no layer {name!r}; {nearest(name, linears)}") from error
-    if not isinstance(module, nn.Linear):
-        raise ModelError(f"{name}: is a {type(module).__name__}; only nn.Linear can be quantised")
+    if not isinstance(module, nn.Linear | nn.Embedding):
+        raise ModelError(
+            f"{name}: is a {type(module).__name__}; only nn.Linear and nn.Embedding can be packed"
+        )
     return module
 
 
@@ -39,12 +49,17 @@ def _places(model: nn.Module, targets: Mapping[str, QuantSpec]) -> dict[str, lis
     first: dict[tuple[object, ...], str] = {}
     places: dict[str, list[str]] = {}
     for name, spec in targets.items():
-        linear = _linear(model, name)
+        linear = _layer(model, name)
         other, known = specs.setdefault(id(linear), (name, spec))
         if known != spec:
             raise ModelError(f"{name}: is the same layer as {other}, but has another spec")
         own = id(linear) if isinstance(linear, QuantLinear) else 0  # it may have learned its grids
-        head = first.setdefault((id(linear.weight), id(linear.bias), own, spec), name)
+        kind = (
+            isinstance(linear, nn.Embedding),
+            id(linear.weight),
+            id(getattr(linear, "bias", None)),
+        )
+        head = first.setdefault((*kind, own, spec), name)
         found = places.setdefault(head, [])
         found += [place for place in names[id(linear)] if place not in found]
     return places
@@ -101,12 +116,12 @@ def convert_(
 
     A `QuantLinear` with grids is packed on those grids, another layer on those of its spec. A layer
     that the model has under several names, and layers that share their parameters and have the same
-    spec, become one packed layer.
+    spec, become one packed layer. An embedding becomes a `PackedEmbedding`.
 
     Args:
         model: changed in place.
-        targets: name of a linear layer in the model -> how its weight is quantised.
-        act_bits: 8 or 16.
+        targets: name of a linear layer (or embedding) in the model -> how its weight is quantised.
+        act_bits: 8 or 16, of the linear layers.
         progress: wraps the names while they are worked on, for example `tqdm.tqdm`.
 
     Raises:
@@ -122,8 +137,11 @@ def convert_(
     """
     places = _places(model, targets)
     for name in progress(places) if progress else places:
-        linear, spec = _linear(model, name), targets[name]
-        if isinstance(linear, QuantLinear) and linear.weight_quantizer is not None:
+        linear, spec = _layer(model, name), targets[name]
+        new: PackedLinear
+        if isinstance(linear, nn.Embedding):
+            new = PackedEmbedding.from_embedding(linear, spec, name=name)
+        elif isinstance(linear, QuantLinear) and linear.weight_quantizer is not None:
             grids = linear.qparams()
             new = PackedLinear.from_qparams(
                 linear, linear.spec, grids, act_bits=act_bits, name=name

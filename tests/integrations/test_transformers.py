@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_equals_opening_it_here(auto: Any, packed: io.Package) -> None:
         assert (a, x.dtype) == (b, y.dtype)
         assert torch.equal(x, y)
     for name, buffer in ours.named_buffers():
-        assert torch.equal(buffer, theirs.get_buffer(name))
+        assert torch.equal(buffer, operator.attrgetter(name)(theirs))  # tiles have codes on demand
     layers = [m for m in theirs.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == len(packed.manifest.layers)
     assert not any(p.requires_grad for p in theirs.parameters())
@@ -163,3 +164,28 @@ def test_save_pretrained_is_refused(auto: Any, packed: io.Package, tmp_path: Pat
     assert again.manifest.layers == packed.manifest.layers
     weights = packed.manifest.files["cmibq.safetensors"].sha256
     assert again.manifest.files["cmibq.safetensors"].sha256 == weights
+
+
+def test_packed_embedding_and_head(auto: Any, packed: io.Package, tmp_path: Path) -> None:
+    from cmibq.nn import PackedEmbedding, convert_
+    from cmibq.quant import PerGroup, QuantSpec
+
+    model = auto.from_pretrained(packed.path)
+    spec = QuantSpec(8, PerGroup(32), True)
+    convert_(model, {"model.language_model.embed_tokens": spec, "lm_head": spec})
+    ids = torch.tensor([[4, 12, 13]])
+    made = io.save(model, packed.path, tmp_path / "small", recipe={}, probe={"input_ids": ids})
+    for again in (auto.from_pretrained(made.path), open_model(made.path)[0].model):
+        check = io.check_probe(again, made)
+        assert check is not None
+        assert check.exact
+        assert isinstance(again.get_input_embeddings(), PackedEmbedding)
+    half = auto.from_pretrained(made.path, dtype=torch.bfloat16)
+    assert half.get_input_embeddings()(ids).dtype == torch.bfloat16
+    assert half.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 6
+
+
+def test_loading_tiles_and_gives_pages_back(auto: Any, packed: io.Package) -> None:
+    model = auto.from_pretrained(packed.path)
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    assert all(layer.tiles is not None for layer in layers)

@@ -1,0 +1,110 @@
+"""Packed linear layers that share their input, as one kernel call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmibq.nn.packed import PackedLinear
+from cmibq.ops.library import empty
+from cmibq.ops.tiles import Tiling
+from cmibq.strips import STRIP, check_bits
+
+__all__ = ["Joined"]
+
+
+class Joined:
+    """Packed layers with the same input, whose tiles lie one after the other in memory.
+
+    Strips of 16 outputs stand on their own, so the tiles of several layers are those of one layer
+    with all their outputs, and its results are theirs bit for bit. The layers stay usable: each
+    holds its part of the common memory. A layer that changes its memory (a state dict is loaded,
+    it is moved) is noticed, and `tiles` joins them afresh.
+
+    Args:
+        layers: for which `fits` holds.
+
+    Attributes:
+        layers: the layers.
+        tiling: sizes and widths of all of them together.
+
+    Example:
+        >>> layers = [PackedLinear(64, n, bits=4, group_size=64, symmetric=True) for n in (32, 16)]
+        >>> for layer in layers:
+        ...     _ = layer.scales.fill_(0.5)
+        >>> Joined.fits(layers), Joined(layers).tiles().numel()
+        (True, 1728)
+    """
+
+    def __init__(self, layers: Sequence[PackedLinear]) -> None:
+        self.layers = tuple(layers)
+        first, outs = self.layers[0], sum(layer.out_features for layer in self.layers)
+        widths: list[int] = []
+        for layer in self.layers:
+            widths += check_bits(layer.bits, layer.out_features)
+        groups = first.in_features // first.group_size
+        self.tiling = Tiling.of(outs, first.in_features, groups, widths, not first.symmetric)
+        self._whole: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._held: tuple[Tensor | None, ...] = ()
+
+    @staticmethod
+    def fits(layers: Sequence[PackedLinear]) -> bool:
+        """Tell whether layers can be joined: same inputs, groups and kind of activations.
+
+        All but the last need whole strips of outputs.
+        """
+        kinds = {(x.in_features, x.group_size, x.symmetric, x.act_bits) for x in layers}
+        return len(kinds) == 1 and not any(x.out_features % STRIP for x in layers[:-1])
+
+    @property
+    def act_bits(self) -> int:
+        """As of the layers."""
+        return self.layers[0].act_bits
+
+    def tiles(self) -> Tensor:
+        """Return the tiles of all layers, joined now unless they are."""
+        if self._whole is None or not self._same():
+            self._join()
+        assert self._whole is not None
+        return self._whole
+
+    @property
+    def bias(self) -> Tensor | None:
+        """float32 [N] of all layers, 0 where one has none; None if none has; after `tiles`."""
+        return self._bias
+
+    def _now(self) -> tuple[Tensor | None, ...]:
+        return tuple(x._buffers[name] for x in self.layers for name in ("tiles", "bias"))
+
+    def _same(self) -> bool:
+        return all(a is b for a, b in zip(self._held, self._now(), strict=True))
+
+    def _join(self) -> None:
+        parts = [layer.repack_() for layer in self.layers]
+        if len(parts) == 1:
+            self._whole, self._bias = parts[0], self.layers[0]._buffers["bias"]
+        else:
+            self._whole = empty((sum(p.numel() for p in parts),), torch.uint8)
+            at = 0
+            for layer, part in zip(self.layers, parts, strict=True):
+                piece = self._whole[at : at + part.numel()]
+                at += part.numel()
+                piece.copy_(part)
+                layer._buffers["tiles"] = piece
+            self._bias = self._joined_bias()
+        self._held = self._now()
+
+    def _joined_bias(self) -> Tensor | None:
+        given = [layer._buffers["bias"] for layer in self.layers]
+        if all(b is None for b in given):
+            return None
+        zeros = (torch.zeros(layer.out_features) for layer in self.layers)
+        return torch.cat([z if b is None else b for b, z in zip(given, zeros, strict=True)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what refers to memory."""
+        return self.__dict__ | {"_whole": None, "_bias": None, "_held": ()}
