@@ -26,7 +26,7 @@ LEVELS: list[set[str]] = [
     {"report"},
     {"serve", "demo", "launch"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "main", "main_quant"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 HOSTS = {"transformers", "llava", "tinyllava", "sam2", "lmms_eval"}

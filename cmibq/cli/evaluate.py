@@ -9,7 +9,7 @@ from cmibq.cli.quantize import CONFIGS
 from cmibq.cli.runs import perform
 from cmibq.recipe import EvalConfig
 
-__all__ = ["run"]
+__all__ = ["evaluate_runs", "run"]
 
 
 def run(words: Sequence[str]) -> int:
@@ -22,8 +22,13 @@ def run(words: Sequence[str]) -> int:
         shipped=CONFIGS,
     )
     if not options.done:
-        perform(options.runs, _evaluate)
+        evaluate_runs(options.runs)
     return 0
+
+
+def evaluate_runs(runs: Sequence[EvalConfig]) -> None:
+    """Do all measurements, one after the other."""
+    perform(runs, _evaluate)
 
 
 def _evaluate(config: EvalConfig, bar: bool) -> tuple[str, bool]:

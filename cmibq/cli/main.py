@@ -6,18 +6,19 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import cmibq
 from cmibq.cli.output import complain, log_to_stderr, say
 from cmibq.errors import CmibqError, ConfigError, nearest
 
-__all__ = ["COMMANDS", "EXTRAS", "main"]
+__all__ = ["COMMANDS", "EXTRAS", "guarded", "main"]
 
 COMMANDS: Final = {
     "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
     "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
+    "data": ("data", "check a file of items: data check FILE"),
     "report": ("report", "make a web page and a JSON file from the results of eval"),
     "demo": ("demo", "run everything on a small model that ships with cmibq"),
     "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),
@@ -57,14 +58,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 for an error; 2 for a wrong flag, key or value; 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(sys.argv[1:] if argv is None else argv, _dispatch)
+
+
+def guarded(argv: Sequence[str], action: Callable[[list[str]], int]) -> int:
+    """Do what a command does; errors become one line on stderr and an exit code.
+
+    Args:
+        argv: arguments; ``--debug`` and ``--verbose`` are taken out.
+        action: what to do with the others; returns an exit code.
+
+    Returns:
+        The exit code; see `main`.
+    """
+    words = list(argv)
     debug = "--debug" in words
     log_to_stderr("--verbose" in words)
     words = [word for word in words if word not in _GLOBAL]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return _dispatch(words)
+        return action(words)
     except KeyboardInterrupt:
         complain("cmibq: interrupted; run the same command again to go on from here")
         return 130

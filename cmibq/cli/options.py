@@ -49,6 +49,7 @@ def read_options(
     switches: Mapping[str, str] | None = None,
     from_file: bool = True,
     shipped: Path | None = None,
+    prog: str = "",
 ) -> Options[T]:
     """Turn flags and a YAML file into validated dataclasses, all of them or none.
 
@@ -60,6 +61,7 @@ def read_options(
         switches: extra flags without a value, name -> help; they are no keys of the YAML file.
         from_file: whether the command takes ``--config`` and ``--print_config``.
         shipped: folder of YAML files that ``--config NAME`` also finds by name.
+        prog: what is typed before the flags, for the help; empty = ``cmibq`` and the command.
 
     Returns:
         The runs: one without a file or with a single mapping, several with a list.
@@ -68,7 +70,7 @@ def read_options(
         ConfigError: an unknown flag or key, a wrong type or value; the message names file and run.
     """
     extra = {**(_OWN if from_file else {}), **(switches or {})}
-    parser = _build_parser(command, cls, about, extra)
+    parser = _build_parser(prog or f"cmibq {command}", cls, about, extra)
     if any(word in ("-h", "--help") for word in words):
         say(parser.format_help().rstrip())
         return Options([], frozenset(), done=True)
@@ -88,12 +90,10 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _build_parser(command: str, cls: type[Any], about: str, switches: Mapping[str, str]) -> Any:
+def _build_parser(prog: str, cls: type[Any], about: str, switches: Mapping[str, str]) -> Any:
     from jsonargparse import ActionYesNo, ArgumentParser
 
-    parser = ArgumentParser(
-        prog=f"cmibq {command}", description=about, exit_on_error=False, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog=prog, description=about, exit_on_error=False, allow_abbrev=False)
     for name, text in switches.items():
         if name == "config":
             parser.add_argument("--config", type=str, default=None, metavar="FILE", help=text)

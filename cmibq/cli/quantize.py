@@ -12,10 +12,14 @@ from cmibq.cli.runs import perform
 from cmibq.cli.yamlfile import list_shipped
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["CONFIGS", "run"]
+__all__ = ["CONFIGS", "LIST", "list_configs", "quantize_runs", "run"]
 
 CONFIGS: Final = Path(__file__).parents[1] / "configs"
 """The shipped YAML files; ``--config NAME`` finds them by name."""
+
+
+LIST: Final = {"list-configs": "list the shipped YAML files, which --config finds by name"}
+"""The switch of commands that know the shipped files."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -25,20 +29,30 @@ def run(words: Sequence[str]) -> int:
         QuantRecipe,
         words,
         about="Search scales, quantise the language model of a VLM, pack and save it.",
-        switches={"list-configs": "list the shipped YAML files, which --config finds by name"},
+        switches=LIST,
         shipped=CONFIGS,
     )
     if "list-configs" in options.switches:
-        names = list_shipped(CONFIGS)
-        width = max(map(len, names))
-        say("\n".join(f"{name.ljust(width)}  {about}" for name, about in names.items()))
+        list_configs()
     elif not options.done:
-        from cmibq import ptq
-
-        for recipe in options.runs:
-            ptq.check(recipe)
-        perform(options.runs, _quantize)
+        quantize_runs(options.runs)
     return 0
+
+
+def list_configs() -> None:
+    """Print the names of the shipped YAML files and what they are."""
+    names = list_shipped(CONFIGS)
+    width = max(map(len, names))
+    say("\n".join(f"{name.ljust(width)}  {about}" for name, about in names.items()))
+
+
+def quantize_runs(runs: Sequence[QuantRecipe]) -> None:
+    """Check all runs, then do them one after the other."""
+    from cmibq import ptq
+
+    for recipe in runs:
+        ptq.check(recipe)
+    perform(runs, _quantize)
 
 
 def _quantize(recipe: QuantRecipe, bar: bool) -> tuple[str, bool]:

@@ -77,8 +77,9 @@ def _find(path: str, shipped: Path | None) -> Path:
     if file.is_file():
         return file
     names = list_shipped(shipped) if shipped else {}
-    if shipped and path in names:
-        return shipped / f"{path}.yaml"
+    name = path.removeprefix("configs/").removesuffix(".yaml")  # as published scripts write it
+    if shipped and name in names:
+        return shipped / f"{name}.yaml"
     if file.exists():
         raise ConfigError(f"--config is {path!r}, a folder; give a YAML file")
     hint = f"; {nearest(path, names)}" if names else "; check the path"

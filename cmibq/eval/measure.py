@@ -208,6 +208,8 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         PackageError: the package is truncated, altered or newer than this library.
         StorageError: disk full or not permitted.
     """
+    if cfg.tasks:
+        raise ConfigError("tasks is set; lmms-eval is not available yet, measure with data_path")
     folder = parse_model_args(cfg.model_args)
     with torch_threads(cfg.threads):
         fingerprint = _fingerprint(cfg, folder) if folder.is_dir() else ""
@@ -228,5 +230,7 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         out = Path(cfg.output_path).expanduser()
         (out / RESULT).unlink(missing_ok=True)
         write_samples(out / SAMPLES, samples)
+        if cfg.log_samples and cfg.log_samples_suffix:
+            write_samples(out / f"samples_{cfg.log_samples_suffix}.jsonl", samples)
         write_json(out / RESULT, result)
     return result | {"skipped": False}

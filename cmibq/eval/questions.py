@@ -61,7 +61,7 @@ def data_hash(path: str | Path) -> str:
         DataError: it cannot be read.
     """
     if not str(path):
-        raise DataError("data_path is empty; name a .json or .jsonl file of questions")
+        raise DataError("data_path is empty; name a file of questions, or tasks of lmms-eval")
     try:
         return sha256_file(Path(path).expanduser())
     except OSError as error:
