@@ -6,144 +6,22 @@
  * are used, so they are in L1. For few rows, few columns and products without c. *Shared*: one
  * large product; for four blocks of inputs, all threads pack both operands once, then share out
  * blocks of c, which stay in L2 from one block of inputs to the next. */
-#include "gemm_plan.h"
-
 #include "core/parallel.h"
+#include "gemm_shape.h"
 
 #include <stdatomic.h>
 
 enum {
-    MC = 240,               /* rows of A in L2: 240 x 256 floats are 240 KiB */
-    BLOCK_ROWS = 960,       /* rows of a task by blocks or rows, at most */
-    BLOCK_COLS = 1024,      /* columns of a task by blocks, at most */
-    SHARED_ROWS = 2112,     /* rows of A packed at a time */
-    SHARED_COLS = 2048,     /* columns of B packed at a time */
-    SHARED_INPUTS = 1024,   /* inputs packed at a time, if more than a block are */
-    SHARED_L2 = 1 << 19,    /* words of panels that are read from L2: 2 MiB */
-    SHARED_NC = 512,        /* columns of a shared task, */
-    SHARED_TASKS = 16,      /* half as many where that leaves fewer tasks */
-    ROWS_B_FLOATS = 1 << 17 /* largest packed B of a task by rows: 512 KiB */
+    SHARED_NC = 512,  /* columns of a shared task, */
+    SHARED_TASKS = 16 /* half as many where that leaves fewer tasks */
 };
-
-static size_t round_up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
-
-static size_t align_floats(size_t n) { return round_up(n, 16); }
-
-/* Lanes of a panel of A, inputs of a block, and words of kc inputs of a panel. */
-static size_t lanes_a(const cq_gemm_plan *p) {
-    return p->kind == CQ_GEMM_F32 ? CQ_GEMM_MR : CQ_GEMM_WIDE;
-}
-
-static size_t block_inputs(const cq_gemm_plan *p) {
-    if (p->kind == CQ_GEMM_S8) return CQ_GEMM_KC_S8;
-    return p->kind == CQ_GEMM_F32 ? CQ_GEMM_KC : CQ_GEMM_KC_WIDE;
-}
-
-static size_t panel_words(const cq_gemm_plan *p, size_t lanes, size_t kc) {
-    if (p->kind == CQ_GEMM_F32) return lanes * kc;
-    if (p->kind == CQ_GEMM_S8) return lanes * round_up(kc, 64) / 4;
-    return lanes * round_up(kc, 32) * (size_t)p->planes / 2;
-}
-
-/* Words of all panels of `n` lanes. */
-static size_t operand_words(const cq_gemm_plan *p, size_t n, size_t lanes, size_t kc) {
-    return align_floats(cq_ceil_div(n, lanes) * panel_words(p, lanes, kc));
-}
-
-/* As many words as `k` inputs take that come before a block. */
-static size_t words_before(const cq_gemm_plan *p, size_t n, size_t lanes, size_t k) {
-    return cq_ceil_div(n, lanes) * panel_words(p, lanes, k);
-}
-
-typedef enum way { ROWS, BLOCKS, SHARED } way;
-
-/* Rows and columns of a task, how many tasks, and the floats that a thread (shared: the product)
- * needs for panels of A, of B and sums. */
-typedef struct shape {
-    way way;
-    int stream; /* c is written past the caches */
-    size_t rows, cols, tasks, a_floats, b_floats, c_floats;
-} shape;
-
-/* Inputs packed at a time: one block where its panels fit in L2. */
-static size_t shared_inputs(const cq_gemm_plan *p) {
-    const size_t block = block_inputs(p);
-    const size_t lanes = cq_min_size(p->M, SHARED_ROWS) + cq_min_size(p->N, SHARED_COLS);
-    return block >= SHARED_INPUTS || lanes * block <= SHARED_L2 ? block : SHARED_INPUTS;
-}
-
-static void shape_shared(const cq_gemm_plan *p, shape *s) {
-    const size_t kc = cq_min_size(p->K, shared_inputs(p));
-    s->rows = cq_min_size(p->M, SHARED_ROWS);
-    s->cols = cq_min_size(p->N, SHARED_COLS);
-    s->a_floats = operand_words(p, s->rows, lanes_a(p), kc);
-    s->b_floats = operand_words(p, s->cols, CQ_GEMM_NR, kc);
-}
-
-/* Rows of a task, so that there are some for every thread. */
-static size_t task_rows(const cq_gemm_plan *p) {
-    const size_t most = p->batch < 4 && p->M > (size_t)2 * MC ? MC : BLOCK_ROWS;
-    return round_up(cq_ceil_div(p->M, cq_ceil_div(p->M, most)), lanes_a(p));
-}
-
-static void shape_rows(const cq_gemm_plan *p, shape *s) {
-    s->rows = task_rows(p);
-    s->cols = p->N;
-    s->stream = p->c && p->ldc == p->N && p->K <= CQ_GEMM_KC / 2 &&
-                p->batch * p->M * p->N * sizeof(float) >= CQ_STREAM_BYTES;
-    const size_t kc = cq_min_size(p->K, block_inputs(p));
-    s->a_floats = p->a.pack ? operand_words(p, 1, lanes_a(p), kc) : 0;
-    s->b_floats = p->b.pack ? operand_words(p, p->N, CQ_GEMM_NR, p->K) : 0;
-    s->c_floats = p->c && !s->stream ? 0 : align_floats(lanes_a(p) * p->N);
-}
-
-static void shape_blocks(const cq_gemm_plan *p, shape *s) {
-    const size_t kc = cq_min_size(p->K, block_inputs(p)), work = p->M && p->K ? p->M * p->K : 1;
-    /* At least a million multiply-adds, if there are as many columns. */
-    const size_t least = round_up(cq_ceil_div((size_t)1 << 20, work), CQ_GEMM_NR);
-    s->rows = task_rows(p);
-    s->cols = p->batch == 1 ? CQ_GEMM_NR * 4 : BLOCK_COLS;
-    s->cols = least > s->cols ? cq_min_size(least, BLOCK_COLS) : s->cols;
-    s->cols = cq_min_size(s->cols, round_up(p->N, CQ_GEMM_NR));
-    s->a_floats = p->a.pack ? operand_words(p, s->rows, lanes_a(p), kc) : 0;
-    s->b_floats = p->b.pack ? operand_words(p, 1, CQ_GEMM_NR, kc) : 0;
-    s->c_floats = p->c ? 0 : align_floats(cq_min_size(s->rows, p->M) * s->cols);
-}
-
-static shape plan_shape(const cq_gemm_plan *p) {
-    shape s = {.way = BLOCKS};
-    if (!p->batch || !p->M || !p->N) return s;
-    const int both = p->a.pack && p->b.pack && p->K;
-    if (p->M > 8 && p->K && operand_words(p, p->N, CQ_GEMM_NR, p->K) <= ROWS_B_FLOATS)
-        s.way = ROWS;
-    else if (both && p->batch == 1 && p->c && p->M > 8 && p->N > 4 * CQ_GEMM_NR)
-        s.way = SHARED;
-    if (s.way == SHARED)
-        shape_shared(p, &s);
-    else if (s.way == ROWS)
-        shape_rows(p, &s);
-    else
-        shape_blocks(p, &s);
-    if (s.way != SHARED) s.tasks = p->batch * cq_ceil_div(p->M, s.rows) * cq_ceil_div(p->N, s.cols);
-    return s;
-}
-
-int cq_gemm_plan_shared(const cq_gemm_plan *p) { return plan_shape(p).way == SHARED; }
-
-static size_t slot_floats(const shape *s) { return s->a_floats + s->b_floats + s->c_floats; }
-
-size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
-    const shape s = plan_shape(p);
-    const size_t slots = s.way == SHARED ? 1 : cq_min_size((size_t)threads, s.tasks);
-    return 64 + slots * slot_floats(&s) * sizeof(float);
-}
 
 typedef struct job {
     cq_ctx *cx;
     const cq_kernels *k;
     void (*tile)(const cq_gemm_f32_tile *t);
     const cq_gemm_plan *p;
-    shape s;
+    cq_gemm_shape s;
     float *work;
     size_t i0, m, j0, n, k0, kc; /* shared: the block of c and of the inputs */
     size_t task_rows, task_cols;
@@ -162,7 +40,7 @@ static void set_a(const cq_gemm_plan *p, size_t batch, size_t pa, size_t k0, con
     const cq_gemm_operand *a = &p->a;
     t->rsa = packed ? 1 : a->rs;
     t->csa = packed ? CQ_GEMM_MR : a->cs;
-    t->psa = packed ? panel_words(p, lanes_a(p), t->kc) : a->ps;
+    t->psa = packed ? cq_gemm_panel_words(p, cq_gemm_lanes_a(p), t->kc) : a->ps;
     t->a = packed ? packed : a->data + offset(a, batch) + pa * a->ps + k0 * a->cs;
 }
 
@@ -183,7 +61,7 @@ static void multiply(const job *j, cq_gemm_f32_tile *t, size_t batch, size_t m0,
         return;
     }
     cq_gemm_f32_tile one = *t;
-    const size_t lanes = lanes_a(p);
+    const size_t lanes = cq_gemm_lanes_a(p);
     for (size_t i = 0; i < t->m; i += lanes, one.a += t->psa, one.c += lanes * t->ldc) {
         if (i) one.ahead = NULL;
         one.m = cq_min_size(t->m - i, lanes);
@@ -194,7 +72,7 @@ static void multiply(const job *j, cq_gemm_f32_tile *t, size_t batch, size_t m0,
 
 static void pack_panels(const cq_gemm_plan *p, const cq_gemm_operand *o, size_t batch, size_t width,
                         size_t r0, size_t r1, size_t k0, size_t kc, float *to) {
-    const size_t words = panel_words(p, width, kc);
+    const size_t words = cq_gemm_panel_words(p, width, kc);
     for (; r0 < r1; r0 += width, to += words)
         o->pack(o->ctx, batch, r0, cq_min_size(r1 - r0, width), k0, kc, to);
 }
@@ -204,12 +82,12 @@ static void rows_task(job *j, size_t task, float *slot) {
     const cq_gemm_plan *p = j->p;
     const size_t row_tasks = cq_ceil_div(p->M, j->s.rows), batch = task / row_tasks;
     const size_t m0 = task % row_tasks * j->s.rows, end = cq_min_size(p->M, m0 + j->s.rows);
-    const size_t lanes = lanes_a(p), most = block_inputs(p);
+    const size_t lanes = cq_gemm_lanes_a(p), most = cq_gemm_block_inputs(p);
     float *pa = p->a.pack ? slot : NULL, *pb = p->b.pack ? slot + j->s.a_floats : NULL;
     float *scratch = j->s.c_floats ? slot + j->s.a_floats + j->s.b_floats : NULL;
     for (size_t k0 = 0; pb && k0 < p->K; k0 += most)
         pack_panels(p, &p->b, batch, CQ_GEMM_NR, 0, p->N, k0, cq_min_size(p->K - k0, most),
-                    pb + words_before(p, p->N, CQ_GEMM_NR, k0));
+                    pb + cq_gemm_words_before(p, p->N, CQ_GEMM_NR, k0));
     for (size_t m = m0; m < end; m += lanes) {
         if (cq_stop(j->cx)) return;
         const size_t home = batch * p->batch_c + m * p->ldc;
@@ -221,12 +99,12 @@ static void rows_task(job *j, size_t task, float *slot) {
             t.first = k0 == 0;
             if (pa) p->a.pack(p->a.ctx, batch, m, t.m, k0, t.kc, pa);
             set_a(p, batch, m / lanes, k0, pa, &t);
-            const float *b = pb ? pb + words_before(p, p->N, CQ_GEMM_NR, k0) : NULL;
+            const float *b = pb ? pb + cq_gemm_words_before(p, p->N, CQ_GEMM_NR, k0) : NULL;
             for (size_t n = 0; n < p->N; n += CQ_GEMM_NR) {
                 t.n = cq_min_size(p->N - n, CQ_GEMM_NR);
                 t.c = to + n;
                 set_b(p, batch, n / CQ_GEMM_NR, k0, b, &t);
-                if (b) b += panel_words(p, CQ_GEMM_NR, t.kc);
+                if (b) b += cq_gemm_panel_words(p, CQ_GEMM_NR, t.kc);
                 multiply(j, &t, batch, m, n, k0 + t.kc == p->K);
             }
         }
@@ -246,10 +124,10 @@ static void block_task(job *j, size_t task, float *slot) {
     float *c = p->c ? p->c + batch * p->batch_c + m0 * p->ldc + n0 : scratch;
     size_t k0 = 0;
     do { /* once for K = 0 */
-        t.kc = cq_min_size(p->K - k0, block_inputs(p));
+        t.kc = cq_min_size(p->K - k0, cq_gemm_block_inputs(p));
         t.first = k0 == 0;
-        if (pa) pack_panels(p, &p->a, batch, lanes_a(p), m0, m0 + m, k0, t.kc, pa);
-        set_a(p, batch, m0 / lanes_a(p), k0, pa, &t);
+        if (pa) pack_panels(p, &p->a, batch, cq_gemm_lanes_a(p), m0, m0 + m, k0, t.kc, pa);
+        set_a(p, batch, m0 / cq_gemm_lanes_a(p), k0, pa, &t);
         for (size_t n = n0; n < n1; n += CQ_GEMM_NR) {
             if (cq_stop(j->cx)) return;
             t.n = cq_min_size(n1 - n, CQ_GEMM_NR);
@@ -265,40 +143,40 @@ static void block_task(job *j, size_t task, float *slot) {
 static void run_slot(void *ctx, size_t begin, size_t end, size_t block) {
     job *j = ctx;
     (void)begin, (void)end;
-    float *slot = j->work + block * slot_floats(&j->s);
+    float *slot = j->work + block * cq_gemm_slot_floats(&j->s);
     for (size_t task; (task = atomic_fetch_add(&j->next, 1)) < j->s.tasks;)
-        (j->s.way == ROWS ? rows_task : block_task)(j, task, slot);
+        (j->s.way == CQ_GEMM_ROWS ? rows_task : block_task)(j, task, slot);
 }
 
 /* Shared: inputs and floats of block number `block` of those packed, and where its panels begin. */
 static size_t shared_block(const job *j, size_t block) {
-    return cq_min_size(j->kc - block * block_inputs(j->p), block_inputs(j->p));
+    return cq_min_size(j->kc - block * cq_gemm_block_inputs(j->p), cq_gemm_block_inputs(j->p));
 }
 
 static float *shared_panel(const job *j, int is_a, size_t block, size_t r) {
     const cq_gemm_plan *p = j->p;
-    const size_t width = is_a ? lanes_a(p) : CQ_GEMM_NR;
+    const size_t width = is_a ? cq_gemm_lanes_a(p) : CQ_GEMM_NR;
     return j->work + (is_a ? 0 : j->s.a_floats) +
-           words_before(p, is_a ? j->m : j->n, width, block * block_inputs(p)) +
-           words_before(p, r, width, shared_block(j, block));
+           cq_gemm_words_before(p, is_a ? j->m : j->n, width, block * cq_gemm_block_inputs(p)) +
+           cq_gemm_words_before(p, r, width, shared_block(j, block));
 }
 
 /* Shared: a panel and block of A, all blocks of a panel first; or, after those, of B. */
 static void shared_pack(void *ctx, size_t begin, size_t end, size_t unused) {
     const job *j = ctx;
     const cq_gemm_plan *p = j->p;
-    const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
-    const size_t of_a = cq_ceil_div(j->m, lanes_a(p)) * blocks;
+    const size_t blocks = cq_ceil_div(j->kc, cq_gemm_block_inputs(p));
+    const size_t of_a = cq_ceil_div(j->m, cq_gemm_lanes_a(p)) * blocks;
     const size_t panels_b = cq_ceil_div(j->n, CQ_GEMM_NR);
     (void)unused;
     for (size_t i = begin; i < end; i++) {
         const int is_a = i < of_a;
-        const size_t width = is_a ? lanes_a(p) : CQ_GEMM_NR;
+        const size_t width = is_a ? cq_gemm_lanes_a(p) : CQ_GEMM_NR;
         const size_t panel = is_a ? i / blocks : (i - of_a) % panels_b, r = panel * width;
         const size_t block = is_a ? i % blocks : (i - of_a) / panels_b;
         const cq_gemm_operand *o = is_a ? &p->a : &p->b;
         o->pack(o->ctx, 0, (is_a ? j->i0 : j->j0) + r, cq_min_size((is_a ? j->m : j->n) - r, width),
-                j->k0 + block * block_inputs(p), shared_block(j, block),
+                j->k0 + block * cq_gemm_block_inputs(p), shared_block(j, block),
                 shared_panel(j, is_a, block, r));
     }
 }
@@ -307,7 +185,7 @@ static void shared_task(void *ctx, size_t begin, size_t end, size_t unused) {
     const job *j = ctx;
     const cq_gemm_plan *p = j->p;
     const size_t cols = cq_ceil_div(j->n, j->task_cols);
-    const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
+    const size_t blocks = cq_ceil_div(j->kc, cq_gemm_block_inputs(p));
     (void)unused, (void)end;
     const size_t i = begin / cols * j->task_rows, n0 = begin % cols * j->task_cols;
     const size_t n1 = cq_min_size(j->n, n0 + j->task_cols);
@@ -335,8 +213,8 @@ static void shared_task(void *ctx, size_t begin, size_t end, size_t unused) {
 
 /* Rows of a shared task: equal parts that fit in L2. */
 static size_t shared_rows(const cq_gemm_plan *p, size_t m) {
-    const size_t most = p->planes > 1 ? MC / 2 : MC;
-    return round_up(cq_ceil_div(m, cq_ceil_div(m, most)), lanes_a(p));
+    const size_t most = p->planes > 1 ? CQ_GEMM_MC / 2 : CQ_GEMM_MC;
+    return cq_gemm_up(cq_ceil_div(m, cq_ceil_div(m, most)), cq_gemm_lanes_a(p));
 }
 
 static cq_status run_shared(job *j) {
@@ -350,10 +228,11 @@ static cq_status run_shared(job *j) {
             j->task_cols = SHARED_NC;
             if (row_tasks * cq_ceil_div(j->n, SHARED_NC) < SHARED_TASKS) j->task_cols /= 2;
             const size_t tasks = row_tasks * cq_ceil_div(j->n, j->task_cols);
-            const size_t panels = cq_ceil_div(j->m, lanes_a(p)) + cq_ceil_div(j->n, CQ_GEMM_NR);
+            const size_t panels =
+                cq_ceil_div(j->m, cq_gemm_lanes_a(p)) + cq_ceil_div(j->n, CQ_GEMM_NR);
             for (j->k0 = 0; j->k0 < p->K; j->k0 += j->kc) {
-                j->kc = cq_min_size(p->K - j->k0, shared_inputs(p));
-                const size_t blocks = cq_ceil_div(j->kc, block_inputs(p));
+                j->kc = cq_min_size(p->K - j->k0, cq_gemm_shared_inputs(p));
+                const size_t blocks = cq_ceil_div(j->kc, cq_gemm_block_inputs(p));
                 CQ_TRY(cq_parallel_rows(j->cx, panels * blocks, 4, shared_pack, j));
                 CQ_TRY(cq_parallel_rows(j->cx, tasks, 1, shared_task, j));
             }
@@ -365,10 +244,11 @@ static cq_status run_shared(job *j) {
 cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
     if (!p->batch || !p->M || !p->N) return CQ_OK;
     uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
-    job j = {.cx = cx, .k = cx->k, .p = p, .s = plan_shape(p), .work = (float *)(void *)aligned};
+    job j = {
+        .cx = cx, .k = cx->k, .p = p, .s = cq_gemm_shape_of(p), .work = (float *)(void *)aligned};
     j.tile = p->kind == CQ_GEMM_F32 ? cx->k->gemm_f32_tile : cx->k->gemm_bf16_tile;
     if (p->kind == CQ_GEMM_S8) j.tile = cx->k->gemm_s8_tile;
-    if (j.s.way == SHARED) return run_shared(&j);
+    if (j.s.way == CQ_GEMM_SHARED) return run_shared(&j);
     return cq_parallel_rows(cx, cq_min_size((size_t)cx->threads, j.s.tasks), 1, run_slot, &j);
 }
 

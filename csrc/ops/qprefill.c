@@ -6,9 +6,8 @@
  * thread. */
 #include "core/half.h"
 #include "core/parallel.h"
-#include "ops.h"
+#include "qprefill_parts.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 enum {
@@ -19,37 +18,9 @@ enum {
     MAX_COLS = 256,
     MIN_COLS = 64,
     MIN_ROWS = 32,
-    ENOUGH_TASKS = 8,
-    MAX_SLOTS = 256
+    ENOUGH_TASKS = 8
 };
 enum { CHUNK_STEPS = 8, SPLIT_STEPS = 16 }; /* steps of a chunk; of a group longer than a chunk */
-
-/* How a product is cut (for float32 a group here is a block of core/qgemm.h, the last of a group of
- * the weight may be shorter), and the offsets in `work`, in a slot, of what is kept there. */
-typedef struct plan {
-    size_t rows, cols, row_tasks, col_tasks; /* of a task, a multiple of 32; of the output */
-    size_t digits;                           /* rows of bytes per row of x */
-    int tiles;                               /* whether there is no panel */
-    size_t wide, per;                        /* inputs of a group of the weight; groups in it */
-    size_t group, steps, groups, total;      /* inputs, steps of a group; groups, steps of a row */
-    size_t chunk_steps, chunk_groups;        /* a chunk: groups, or steps of one group */
-    size_t xscale, xsum, zeros, slots;       /* in work, after the steps of x */
-    size_t part, panel, grids, line, slot;   /* in a slot, after acc; its size */
-    size_t slot_count, bytes;
-} plan;
-
-typedef struct job {
-    cq_ctx *cx;
-    const cq_kernels *k;
-    const cq_qlinear *a;
-    cq_epilogue e;
-    plan p;
-    int centred; /* whether a strip is off centre */
-    uint8_t *work;
-    atomic_uchar busy[MAX_SLOTS];
-} job;
-
-static size_t up(size_t n, size_t to) { return cq_ceil_div(n, to) * to; }
 
 /* Whether a strip's levels do not fit a byte: its panel is code - 128. */
 static int off_centre(const cq_tiles *w, int bits) { return bits == 8 && w->asymmetric; }
@@ -60,7 +31,7 @@ static int any_bytes(const cq_tiles *w) {
     return 0;
 }
 
-static void plan_slot(plan *p) {
+static void plan_slot(cq_qprefill_plan *p) {
     const size_t block = p->rows * p->cols * sizeof(float);
     p->part = block;
     p->panel = p->part + (p->chunk_groups ? 0 : block);
@@ -68,8 +39,8 @@ static void plan_slot(plan *p) {
     p->grids = p->panel;
     if (!p->tiles) p->grids += p->cols / CQ_STRIP * steps * CQ_QPREFILL_STEP;
     const size_t groups = p->chunk_groups ? p->chunk_groups : 1;
-    p->line = p->grids + 3 * up(groups * p->cols * sizeof(float), 64);
-    p->slot = p->line + up(p->groups / p->per * p->wide, 64) * (p->digits + sizeof(float));
+    p->line = p->grids + 3 * cq_up(groups * p->cols * sizeof(float), 64);
+    p->slot = p->line + cq_up(p->groups / p->per * p->wide, 64) * (p->digits + sizeof(float));
 }
 
 /* Whether the weight is 8 bits with a scale per output: its tiles are multiplied as they lie, on
@@ -82,17 +53,17 @@ static int as_tiles(const cq_ctx *cx, const cq_qlinear *a) {
            !a->w.strip_bits && a->w.bits == 8;
 }
 
-static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
+static cq_qprefill_plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     const cq_tiles *w = &a->w;
     const size_t M = a->M;
     const int f32 = a->mode == CQ_QLINEAR_F32;
-    plan p = {.wide = w->K / w->G, .digits = f32 ? CQ_DIGITS : 1};
+    cq_qprefill_plan p = {.wide = w->K / w->G, .digits = f32 ? CQ_DIGITS : 1};
     p.group = cq_block_inputs(w->K, w->G, f32);
     p.groups = cq_blocks(w->K, w->G, f32);
     p.per = p.groups / w->G;
     p.tiles = as_tiles(cx, a);
     p.row_tasks = cq_ceil_div(M, p.tiles ? TILE_ROWS : MAX_ROWS);
-    p.rows = p.row_tasks ? up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
+    p.rows = p.row_tasks ? cq_up(cq_ceil_div(M, p.row_tasks), CQ_QPREFILL_BLOCK) : 0;
     p.cols = p.tiles ? TILE_COLS : MAX_COLS;
     while (p.cols > MIN_COLS && p.row_tasks * cq_ceil_div(w->N, p.cols) < ENOUGH_TASKS) p.cols /= 2;
     p.col_tasks = cq_ceil_div(w->N, p.cols);
@@ -104,11 +75,11 @@ static plan make_plan(const cq_ctx *cx, const cq_qlinear *a) {
     plan_slot(&p);
     const size_t M32 = p.row_tasks * p.rows;
     p.xscale = M32 * p.digits * p.total * CQ_TILE;
-    p.xsum = p.xscale + up(M32 * (f32 ? p.groups : 1) * sizeof(float), 64);
+    p.xsum = p.xscale + cq_up(M32 * (f32 ? p.groups : 1) * sizeof(float), 64);
     const size_t sums = f32 ? 2 : any_bytes(w) ? 1 : 0;
-    p.zeros = p.xsum + up(M32 * p.groups * sums * sizeof(int32_t), 64);
-    p.slots = p.zeros + (f32 ? up(M32 / 16 * p.groups, 64) : 0);
-    p.slot_count = (size_t)(cx->threads < MAX_SLOTS ? cx->threads : MAX_SLOTS);
+    p.zeros = p.xsum + cq_up(M32 * p.groups * sums * sizeof(int32_t), 64);
+    p.slots = p.zeros + (f32 ? cq_up(M32 / 16 * p.groups, 64) : 0);
+    p.slot_count = (size_t)(cx->threads < CQ_QPREFILL_SLOTS ? cx->threads : CQ_QPREFILL_SLOTS);
     p.bytes = 64 + p.slots + p.slot_count * p.slot;
     return p;
 }
@@ -126,127 +97,9 @@ size_t cq_qprefill_workspace(const cq_ctx *cx, const cq_qlinear *a) {
     return make_plan(cx, a).bytes;
 }
 
-/* There are as many slots as threads, so one is free. */
-static size_t take_slot(job *j) {
-    for (size_t i = 0;; i = (i + 1) % j->p.slot_count)
-        if (!atomic_exchange_explicit(&j->busy[i], 1, memory_order_acquire)) return i;
-}
-
-static void free_slot(job *j, size_t i) {
-    atomic_store_explicit(&j->busy[i], 0, memory_order_release);
-}
-
-/* Row m of x as float32; bfloat16 is widened to `to`. */
-static const float *floats_of(const job *j, size_t m, float *to) {
-    const size_t K = j->a->w.K;
-    if (!j->a->e.bf16) return (const float *)j->a->x + m * K;
-    const uint16_t *from = (const uint16_t *)j->a->x + m * K;
-    for (size_t k = 0; k < K; k++) to[k] = cq_bits_float((uint32_t)from[k] << 16);
-    return to;
-}
-
-/* Row m of x as bytes: given, or made as cq_codes_token_s8 makes them. */
-static const int8_t *line_of(const job *j, size_t m, int8_t *line) {
-    const size_t K = j->a->w.K;
-    if (j->a->mode == CQ_QLINEAR_CODES) return (const int8_t *)j->a->x + m * K;
-    const float *x = floats_of(j, m, (float *)(void *)(line + up(K, 64)));
-    float *xscale = (float *)(void *)(j->work + j->p.xscale) + m, most;
-    j->k->absmax_f32_row(x, K, &most);
-    *xscale = cq_token_scale(most);
-    j->k->codes_f32_s8_row(x, line, K, *xscale);
-    return line;
-}
-
-static int all_zero(const int8_t *x, size_t n) {
-    uint64_t some = 0;
-    for (; n >= sizeof some; x += sizeof some, n -= sizeof some) {
-        memcpy(&some, x, sizeof some);
-        if (some) return 0;
-    }
-    while (n && !x[n - 1]) n--;
-    return n == 0;
-}
-
-/* Lower zeros[g] to the number of low digits that are 0 in all of group g of this row. */
-static void count_zeros(const plan *p, const int8_t *line, size_t ld, uint8_t *zeros) {
-    for (size_t g = 0; g < p->groups; g++) {
-        const size_t k = g / p->per * p->wide + g % p->per * p->group;
-        const size_t n = cq_min_size(p->group, p->wide - g % p->per * p->group);
-        uint8_t i = 0;
-        while (i < zeros[g] && all_zero(line + i * ld + k, n)) i++;
-        zeros[g] = i;
-    }
-}
-
-/* The digits of row m, 16 rows a digit. */
-static void lay_digits(const job *j, size_t m, int8_t *line) {
-    const plan *p = &j->p;
-    const size_t K = j->a->w.K, ld = up(K, 64), r = m % 16, at = m / 16 * p->groups;
-    uint8_t *to = j->work + m / 16 * CQ_DIGITS * p->total * CQ_QPREFILL_STEP + r * CQ_TILE;
-    uint8_t *zeros = j->work + p->zeros + at;
-    const cq_qlinear_digits d = {.x = line,
-                                 .sum = (int32_t *)(void *)(j->work + p->xsum) + 32 * at + 2 * r,
-                                 .step = (float *)(void *)(j->work + p->xscale) + 16 * at + r,
-                                 .ldx = ld,
-                                 .stride = 16,
-                                 .K = K,
-                                 .G = j->a->w.G};
-    j->k->qlinear_f32_digits(floats_of(j, m, (float *)(void *)(line + CQ_DIGITS * ld)), &d);
-    if (r == 0) memset(zeros, CQ_DIGITS - 1, p->groups);
-    count_zeros(p, line, ld, zeros);
-    for (size_t i = 0; i < CQ_DIGITS; i++, line += ld, to += p->total * CQ_QPREFILL_STEP) {
-        uint8_t *step = to; /* of a group of the weight */
-        if (p->group == p->wide) j->k->qprefill_row(line, p->groups, p->group, to);
-        for (size_t k = 0; k < K && p->group < p->wide; k += p->wide) {
-            const size_t whole = p->wide / p->group, rest = p->wide % p->group;
-            j->k->qprefill_row(line + k, whole, p->group, step);
-            step += whole * p->steps * CQ_QPREFILL_STEP;
-            if (rest) { /* its missing steps are any bytes times 0 */
-                j->k->qprefill_row(line + k + whole * p->group, 1, rest, step);
-                step += p->steps * CQ_QPREFILL_STEP;
-            }
-        }
-    }
-}
-
-static void lay_bytes(const job *j, size_t m, int8_t *line) {
-    const plan *p = &j->p;
-    const int8_t *x = line_of(j, m, line);
-    uint8_t *to = j->work + m / 16 * p->total * CQ_QPREFILL_STEP + m % 16 * CQ_TILE;
-    j->k->qprefill_row(x, p->groups, p->group, to);
-    int32_t *sum = (int32_t *)(void *)(j->work + p->xsum) + m * p->groups;
-    for (size_t g = 0; g < p->groups && p->xsum < p->zeros; g++)
-        j->k->qgemm_s8_sum(x + g * p->group, p->group, sum + g);
-}
-
-/* A row that only fills the last block: any digits do, but no subnormal numbers. */
-static void lay_nothing(const job *j, size_t m) {
-    const size_t groups = j->p.groups;
-    float *step = (float *)(void *)(j->work + j->p.xscale) + m / 16 * groups * 16 + m % 16;
-    for (size_t g = 0; g < groups; g++) step[16 * g] = 0.0f;
-    if (m % 16 == 0) memset(j->work + j->p.zeros + m / 16 * groups, CQ_DIGITS - 1, groups);
-}
-
-static void lay_out(void *ctx, size_t begin, size_t end, size_t block) {
-    job *j = ctx;
-    const plan *p = &j->p;
-    (void)block;
-    const size_t slot = take_slot(j);
-    int8_t *line = (int8_t *)(j->work + p->slots + slot * p->slot + p->line);
-    for (size_t m = begin * CQ_QPREFILL_BLOCK; m < end * CQ_QPREFILL_BLOCK; m++) {
-        if (p->digits == 1 && m < j->a->M)
-            lay_bytes(j, m, line);
-        else if (m < j->a->M)
-            lay_digits(j, m, line);
-        else if (p->digits > 1)
-            lay_nothing(j, m);
-    }
-    free_slot(j, slot);
-}
-
 /* Where a task is. */
 typedef struct task {
-    const job *j;
+    const cq_qprefill_job *j;
     uint8_t *slot;
     size_t m0, n0, rows, strips; /* rows to compute, a multiple of 32; strips that exist */
     size_t g, step, steps;       /* chunk: first group, first step and steps of each group in it */
@@ -271,7 +124,7 @@ static void fill_grids(const task *t, size_t strip, const uint8_t *head, int bit
 /* Unpack the chunk of the task's strips; strips past the last become zeros. */
 static void fill_panel(const task *t, cq_qprefill_block *b, float *scale, int32_t *shift,
                        int32_t *centre, uint8_t *most) {
-    const plan *p = &t->j->p;
+    const cq_qprefill_plan *p = &t->j->p;
     const cq_tiles *w = &t->j->a->w;
     const size_t bytes = t->groups * t->steps * CQ_QPREFILL_STEP;
     const size_t done = t->step * CQ_TILE; /* inputs of the group before the chunk */
@@ -326,8 +179,8 @@ static void find_tiles(const task *t, cq_qprefill_block *b, float *scale, int32_
 }
 
 static void multiply_chunk(const task *t) {
-    const plan *p = &t->j->p;
-    const size_t grid = up(t->groups * p->cols * sizeof(float), 64);
+    const cq_qprefill_plan *p = &t->j->p;
+    const size_t grid = cq_up(t->groups * p->cols * sizeof(float), 64);
     uint8_t *grids = t->slot + p->grids;
     cq_qprefill_block b = {.m = t->rows / CQ_QPREFILL_BLOCK, .n = cq_ceil_div(t->strips, 2)};
     b.ld = p->cols;
@@ -385,14 +238,14 @@ static void store_rows(const task *t) {
 }
 
 static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
-    job *j = ctx;
-    const plan *p = &j->p;
+    cq_qprefill_job *j = ctx;
+    const cq_qprefill_plan *p = &j->p;
     (void)block;
-    const size_t slot = take_slot(j);
+    const size_t slot = cq_qprefill_take(j);
     for (size_t i = begin; i < end; i++) {
         task t = {.j = j, .slot = j->work + p->slots + slot * p->slot};
         t.m0 = i / p->col_tasks * p->rows, t.n0 = i % p->col_tasks * p->cols;
-        t.rows = up(cq_min_size(j->a->M - t.m0, p->rows), CQ_QPREFILL_BLOCK);
+        t.rows = cq_up(cq_min_size(j->a->M - t.m0, p->rows), CQ_QPREFILL_BLOCK);
         t.strips = cq_strips(cq_min_size(j->a->w.N - t.n0, p->cols));
         while (t.g < p->groups && !cq_stop(j->cx)) {
             t.groups = p->chunk_groups ? cq_min_size(p->chunk_groups, p->groups - t.g) : 1;
@@ -405,15 +258,15 @@ static void multiply(void *ctx, size_t begin, size_t end, size_t block) {
         }
         store_rows(&t);
     }
-    free_slot(j, slot);
+    cq_qprefill_free(j, slot);
 }
 
 cq_status cq_qprefill_run(cq_ctx *cx, const cq_qlinear *a, uint8_t *work) {
-    job j = {.cx = cx, .k = cx->k, .a = a, .e = a->e, .p = make_plan(cx, a)};
+    cq_qprefill_job j = {.cx = cx, .k = cx->k, .a = a, .e = a->e, .p = make_plan(cx, a)};
     j.centred = j.p.tiles || (a->w.asymmetric && any_bytes(&a->w));
     j.work = work + (64 - (uintptr_t)work % 64) % 64;
     if (a->mode == CQ_QLINEAR_DYNAMIC) j.e.xscale = (const float *)(void *)(j.work + j.p.xscale);
     const size_t blocks = j.p.row_tasks * j.p.rows / CQ_QPREFILL_BLOCK;
-    CQ_TRY(cq_parallel_rows(cx, blocks, 1, lay_out, &j));
+    CQ_TRY(cq_parallel_rows(cx, blocks, 1, cq_qprefill_lay_out, &j));
     return cq_parallel_rows(cx, j.p.row_tasks * j.p.col_tasks, 1, multiply, &j);
 }
