@@ -55,25 +55,47 @@ CQ_INLINE void block_dots(const uint8_t *tiles, const int bits, const int8_t *x,
     }
 }
 
-/* Widths and numbers of rows: dots_B_R sums R rows of codes of B bits. */
-typedef void cq_dots_fn(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0, size_t k1,
-                        int32_t *dot);
-#define DOTS(B, R)                                                                                 \
-    static void dots_##B##_##R(const uint8_t *tiles, const int8_t *x, size_t ldx, size_t k0,       \
-                               size_t k1, int32_t *dot) {                                          \
-        block_dots(tiles, B, x, ldx, k0, k1, R, dot);                                              \
+CQ_INLINE void dots_of(const uint8_t *tiles, const int bits, const int8_t *x, size_t ldx, size_t k0,
+                       size_t k1, const size_t R, int32_t *dot) {
+    switch (bits) {
+    case 2: block_dots(tiles, 2, x, ldx, k0, k1, R, dot); return;
+    case 3: block_dots(tiles, 3, x, ldx, k0, k1, R, dot); return;
+    case 4: block_dots(tiles, 4, x, ldx, k0, k1, R, dot); return;
+    case 5: block_dots(tiles, 5, x, ldx, k0, k1, R, dot); return;
+    case 6: block_dots(tiles, 6, x, ldx, k0, k1, R, dot); return;
+    case 7: block_dots(tiles, 7, x, ldx, k0, k1, R, dot); return;
+    default: block_dots(tiles, 8, x, ldx, k0, k1, R, dot); return;
     }
-#define WIDTHS(R) DOTS(2, R) DOTS(3, R) DOTS(4, R) DOTS(5, R) DOTS(6, R) DOTS(7, R) DOTS(8, R)
-WIDTHS(1)
-WIDTHS(2)
-WIDTHS(4)
-WIDTHS(8)
-#undef DOTS
-#define ROW(R) {dots_2_##R, dots_3_##R, dots_4_##R, dots_5_##R, dots_6_##R, dots_7_##R, dots_8_##R}
-static cq_dots_fn *const aligned_dots[4][7] = {ROW(1), ROW(2), ROW(4), ROW(8)};
+}
 
-#define HALF(B)                                                                                    \
-    case B: half ? cq_half_tile(tile, B, 1, v) : cq_half_tile(tile, B, 0, v); break;
+static void aligned_dots(const uint8_t *tiles, int bits, const int8_t *x, size_t ldx, size_t k0,
+                         size_t k1, size_t R, int32_t *dot) {
+    switch (R) {
+    case 1: dots_of(tiles, bits, x, ldx, k0, k1, 1, dot); return;
+    case 2: dots_of(tiles, bits, x, ldx, k0, k1, 2, dot); return;
+    case 4: dots_of(tiles, bits, x, ldx, k0, k1, 4, dot); return;
+    default: dots_of(tiles, bits, x, ldx, k0, k1, 8, dot); return;
+    }
+}
+
+CQ_INLINE void half_tile(const uint8_t *tile, const int bits, int half, __m512i v[8]) {
+    if (half)
+        cq_half_tile(tile, bits, 1, v);
+    else
+        cq_half_tile(tile, bits, 0, v);
+}
+
+static void half_tile_any(const uint8_t *tile, int bits, int half, __m512i v[8]) {
+    switch (bits) {
+    case 2: half_tile(tile, 2, half, v); return;
+    case 3: half_tile(tile, 3, half, v); return;
+    case 4: half_tile(tile, 4, half, v); return;
+    case 5: half_tile(tile, 5, half, v); return;
+    case 6: half_tile(tile, 6, half, v); return;
+    case 7: half_tile(tile, 7, half, v); return;
+    default: half_tile(tile, 8, half, v); return;
+    }
+}
 
 /* Blocks whose ends are only multiples of 8: half a tile to memory, then vector by vector. */
 static void odd_dots(const cq_qlinear_strip *t, const uint8_t *tiles, const int8_t *x, size_t k0,
@@ -84,7 +106,7 @@ static void odd_dots(const cq_qlinear_strip *t, const uint8_t *tiles, const int8
         const uint8_t *tile = tiles + k / CQ_TILE * cq_tile_bytes(t->bits);
         const int half = (int)(k / 32 % 2);
         __m512i v[8];
-        switch (t->bits) { HALF(2) HALF(3) HALF(4) HALF(5) HALF(6) HALF(7) default : HALF(8) }
+        half_tile_any(tile, t->bits, half, v);
         for (size_t i = 0; i < 8; i++) _mm512_store_si512((void *)(codes + 64 * i), v[i]);
         next = cq_min_size(k1, (k / 32 + 1) * 32);
         for (size_t r = 0; r < R; r++) {
@@ -104,9 +126,8 @@ static void dots(const cq_qlinear_strip *t, const int8_t *x, size_t k0, size_t k
     const uint8_t *tiles = t->head + cq_strip_head(t->G, t->asymmetric);
     if (k0 % 32 || (k1 % 32 && k1 < t->K))
         odd_dots(t, tiles, x, k0, k1, R, dot);
-    else {
-        aligned_dots[__builtin_ctz((unsigned)R)][t->bits - 2](tiles, x, t->ldx, k0, k1, dot);
-    }
+    else
+        aligned_dots(tiles, t->bits, x, t->ldx, k0, k1, R, dot);
 }
 
 CQ_INLINE size_t rows_at_once(size_t left) {

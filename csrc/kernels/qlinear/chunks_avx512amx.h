@@ -62,46 +62,52 @@ CQ_INLINE const uint8_t *expand_chunk(const rows *r, size_t i, const size_t s, c
     return codes;
 }
 
-#define LOAD_X(X, AT) _tile_loadd(X, x + (AT), ldx);
-#define LOAD_CODES(B, AT) _tile_loadd(B, codes + (AT), 64);
-
-/* A chunk times up to 16 rows, which are in registers (sums in C0), or up to 32 (C0 and C1). */
-#define MULTIPLY(C0, C1)                                                                           \
-    LOAD_CODES(6, 0)                                                                               \
-    if (r->R > 16) {                                                                               \
-        LOAD_X(4, 0)                                                                               \
-        LOAD_X(5, 16 * ldx)                                                                        \
-        _tile_dpbsud(C1, 5, 6);                                                                    \
-    }                                                                                              \
-    _tile_dpbsud(C0, 4, 6);                                                                        \
-    if (r->chunk == 1) return;                                                                     \
-    LOAD_CODES(7, 1024)                                                                            \
-    if (r->R > 16) {                                                                               \
-        LOAD_X(4, CQ_TILE)                                                                         \
-        _tile_dpbsud(C0, 4, 7);                                                                    \
-        LOAD_X(5, CQ_TILE + 16 * ldx)                                                              \
-        _tile_dpbsud(C1, 5, 7);                                                                    \
-    } else {                                                                                       \
-        _tile_dpbsud(C0, 5, 7);                                                                    \
+/* Tile c += tile x . tile w, all constants; the instructions take numbers only as they are written.
+ */
+CQ_INLINE void product(const size_t c, const size_t x, const size_t w) {
+    switch (100 * c + 10 * x + w) {
+    case 46: _tile_dpbsud(0, 4, 6); return;
+    case 47: _tile_dpbsud(0, 4, 7); return;
+    case 57: _tile_dpbsud(0, 5, 7); return;
+    case 156: _tile_dpbsud(1, 5, 6); return;
+    case 157: _tile_dpbsud(1, 5, 7); return;
+    case 246: _tile_dpbsud(2, 4, 6); return;
+    case 247: _tile_dpbsud(2, 4, 7); return;
+    case 257: _tile_dpbsud(2, 5, 7); return;
+    case 356: _tile_dpbsud(3, 5, 6); return;
+    default: _tile_dpbsud(3, 5, 7); return;
     }
+}
 
+/* A chunk times up to 16 rows, which are in registers (sums in tile 2 s), or up to 32 (in 2 s and
+ * 2 s + 1). */
 CQ_INLINE void multiply(const rows *r, const int8_t *x, const uint8_t *codes, const size_t s) {
     const size_t ldx = r->t->ldx;
     stored(codes);
-    if (s) {
-        MULTIPLY(2, 3)
+    _tile_loadd(6, codes, 64);
+    if (r->R > 16) {
+        _tile_loadd(4, x, ldx);
+        _tile_loadd(5, x + 16 * ldx, ldx);
+        product(2 * s + 1, 5, 6);
+    }
+    product(2 * s, 4, 6);
+    if (r->chunk == 1) return;
+    _tile_loadd(7, codes + 1024, 64);
+    if (r->R > 16) {
+        _tile_loadd(4, x + CQ_TILE, ldx);
+        product(2 * s, 4, 7);
+        _tile_loadd(5, x + CQ_TILE + 16 * ldx, ldx);
+        product(2 * s + 1, 5, 7);
     } else {
-        MULTIPLY(0, 1)
+        product(2 * s, 5, 7);
     }
 }
 
 CQ_INLINE void load_rows(const rows *r, const int8_t *x) {
     const size_t ldx = r->t->ldx;
     if (r->R > 16) return;
-    LOAD_X(4, 0)
-    if (r->chunk == 2) {
-        LOAD_X(5, CQ_TILE)
-    }
+    _tile_loadd(4, x, ldx);
+    if (r->chunk == 2) _tile_loadd(5, x + CQ_TILE, ldx);
 }
 
 /* Sums to memory, or just to 0. */
@@ -118,9 +124,5 @@ CQ_INLINE void take(size_t R, const size_t s, int32_t *dot) {
         if (R > 16) _tile_zero(1);
     }
 }
-
-#undef LOAD_X
-#undef LOAD_CODES
-#undef MULTIPLY
 
 #endif

@@ -40,29 +40,38 @@ typedef struct sides { /* both tiles of both operands */
     const int8_t *w0, *w1;
 } sides;
 
-#define MULTIPLY(C, X, W)                                                                          \
-    if (codes)                                                                                     \
-        _tile_dpbsud(C, X, W);                                                                     \
-    else                                                                                           \
-        _tile_dpbssd(C, X, W);
+/* Product number i of a step, a constant; `codes` tells whether the bytes of x have no sign. The
+ * instructions take numbers of tiles only as they are written. */
+CQ_INLINE void product(const int i, const int codes) {
+    switch (2 * i + codes) {
+    case 0: _tile_dpbssd(0, 4, 6); return;
+    case 1: _tile_dpbsud(0, 4, 6); return;
+    case 2: _tile_dpbssd(1, 4, 7); return;
+    case 3: _tile_dpbsud(1, 4, 7); return;
+    case 4: _tile_dpbssd(2, 5, 6); return;
+    case 5: _tile_dpbsud(2, 5, 6); return;
+    case 6: _tile_dpbssd(3, 5, 7); return;
+    default: _tile_dpbsud(3, 5, 7); return;
+    }
+}
 
 /* One step; between its products `count` vectors each of what is pending, from `at` on. */
 CQ_INLINE void step(sides s, const int codes, int32_t *to, const int last, const pending *p,
                     const size_t at, const size_t count) {
     _tile_loadd(4, s.x0, 64);
     _tile_loadd(6, s.w0, 64);
-    MULTIPLY(0, 4, 6)
+    product(0, codes);
     if (last) _tile_stored(0, to, 64);
     scale_dots(p, at, count);
     _tile_loadd(7, s.w1, 64);
-    MULTIPLY(1, 4, 7)
+    product(1, codes);
     if (last) _tile_stored(1, to + 256, 64);
     scale_dots(p, at + count, count);
     _tile_loadd(5, s.x1, 64);
-    MULTIPLY(2, 5, 6)
+    product(2, codes);
     if (last) _tile_stored(2, to + 512, 64);
     scale_dots(p, at + 2 * count, count);
-    MULTIPLY(3, 5, 7)
+    product(3, codes);
     if (last) _tile_stored(3, to + 768, 64);
     scale_dots(p, at + 3 * count, count);
 }
