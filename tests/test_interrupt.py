@@ -61,7 +61,17 @@ def qparams_mse_row() -> Call:
     return lambda k: k.qparams_mse_row(x, 4, 0, 9999, 0.5, scale, zero, np.empty(64))
 
 
-LONG = {f.__name__: f for f in (scaleloss, qgemm_f32, qparams_mse_row)}
+def project_row() -> Call:
+    x = np.where(np.arange(1 << 25) % 2, f32(1e9), f32(-1e9))[None]  # hundreds of steps
+    return lambda k: k.project_row(x, None, 2.0, 8.0, 3.7, x)
+
+
+def round_bits_row() -> Call:
+    b, out = np.zeros((1, 1 << 24), f32), np.empty((1, 1 << 24), np.uint8)
+    return lambda k: k.round_bits_row(b, 0, 255, 255 << 24, out)  # 255 times one step for each
+
+
+LONG = {f.__name__: f for f in (scaleloss, qgemm_f32, qparams_mse_row, project_row, round_bits_row)}
 
 
 @pytest.mark.parametrize("threads", [1, 3])

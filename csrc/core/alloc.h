@@ -28,6 +28,20 @@ CQ_INLINE float cq_alloc_lanes_f32(const float *lane) {
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
 
+/* Longer rows are cut: into pieces of this size, or CQ_ALLOC_PIECES larger ones. */
+#define CQ_ALLOC_PIECE ((size_t)1 << 17)
+#define CQ_ALLOC_PIECES ((size_t)256)
+
+/* What the kernels of rounding look at (alloc/scalar_round.c). */
+#define CQ_ALLOC_BINS 1024u
+typedef struct cq_alloc_round {
+    int lo, hi;
+    int up;               /* steps are +1, otherwise -1 */
+    int shift;            /* count: which bits of a key .. */
+    uint32_t prefix;      /* .. of keys that begin like this */
+    uint32_t least, most; /* give: the keys that get a step */
+} cq_alloc_round;
+
 /* What option j of unit i costs: a table [n, m], or one row of m times the weight of the unit. */
 typedef struct cq_alloc_costs {
     const int64_t *cost, *weight; /* weight NULL: ones */

@@ -156,6 +156,14 @@ static void alloc(run *t) {
     report_u8(t, bits, n);
 }
 
+/* Rows that are cut, for one shape of the sweep. */
+static void alloc_long(run *t) {
+    if (t->R * t->C != 512) return;
+    t->R = 1;
+    t->C = 2 * CQ_ALLOC_PIECE + 21;
+    alloc(t);
+}
+
 /* One of seven options for each of R * C units. */
 static void allocate(run *t) {
     enum { M = 7 };
@@ -220,6 +228,7 @@ const parity_case elementwise_cases[] = {
     {"codes", codes},
     {"pack", pack},
     {"alloc", alloc},
+    {"alloc_long", alloc_long},
     {"allocate", allocate},
     {"histogram", histogram},
 };

@@ -171,8 +171,8 @@ CQ_INLINE void sixteen_free(const float *g, __mmask16 in, free_sums *s) {
     s->odd = _mm512_mask_add_pd(s->odd, (__mmask8)(in >> 8), s->odd, wide(g + 8, in >> 8));
 }
 
-void cq_alloc_project_bwd_f32_row_avx512(const float *g, const float *b, const float *weight,
-                                         size_t n, float lo, float hi, float *gx) {
+void cq_alloc_bwd_sums_f32_avx512(const float *g, const float *b, const float *weight, size_t n,
+                                  float lo, float hi, double *sums) {
     free_sums sum = {_mm512_setzero_pd(), _mm512_setzero_pd()}, w = sum;
     const size_t whole = n - n % 16;
     const __mmask16 tail = cq_tail_mask(n - whole);
@@ -183,9 +183,15 @@ void cq_alloc_project_bwd_f32_row_avx512(const float *g, const float *b, const f
         count += ones(in);
         if (weight) sixteen_free(weight + i, in, &w);
     }
-    const double free_w = weight ? lanes(w.even, w.odd) : (double)count;
-    const double mean = free_w > 0.0 ? lanes(sum.even, sum.odd) / free_w : 0.0;
-    const __m512 m = _mm512_set1_ps((float)mean);
+    sums[0] = lanes(sum.even, sum.odd);
+    sums[1] = weight ? lanes(w.even, w.odd) : (double)count;
+}
+
+void cq_alloc_bwd_f32_avx512(const float *g, const float *b, const float *weight, size_t n,
+                             float lo, float hi, float mean, float *gx) {
+    const size_t whole = n - n % 16;
+    const __mmask16 tail = cq_tail_mask(n - whole);
+    const __m512 m = _mm512_set1_ps(mean);
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 here = i < whole ? 0xFFFF : tail, in = between(b + i, lo, hi, here);
         const __m512 gv = _mm512_maskz_loadu_ps(in, g + i);

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* alloc: real bits of n channels with a given mean, its gradient, and rounding to integers.
+/* alloc: real bits of n channels with a given mean, and its gradient; rounding to
+ * integers is in scalar_round.c.
  *
  *   project      out = min(hi, max(lo, x + tau)), with tau such that sum w out = target * sum w:
  *                the point of the box and budget nearest to x in the norm sum w d**2
  *   project_bwd  free = lo < b < hi;  gx = free * (g - w * sum_free g / sum_free w): the exact
  *                Jacobian of project at b = its result (one-sided where tau is at a corner)
- *   round        floor(b), and one more for the largest fractions, so that sum out = total;
- *                of equal fractions the lowest index first
  *
  * `weight` NULL: ones, otherwise > 0. lo <= target <= hi. A row with NaN or infinity becomes NaN,
  * its gradient 0. Zero is +0. tau is found by Newton steps on the piecewise linear sum (csrc/ops):
@@ -14,7 +13,8 @@
  * of the free ones (16 lanes, i % 16), inside a bracket; when the three sets (at lo, free, at hi)
  * are those that tau was solved for, it is exact. It is added as two floats, (x + float(tau)) +
  * float(tau - float(tau)), so a large common offset of x costs no accuracy. Lanes are added
- * pairwise; no FMA. round: lo <= out <= hi <= 255, lo * n <= total <= hi * n. Exactness: EXACT.
+ * pairwise; no FMA. Rows longer than CQ_ALLOC_PIECE are cut by the driver, at places that depend on
+ * their length only, and what the pieces sum up is added in order. Exactness: EXACT.
  *
  * Source: reverse water-filling, Cover and Thomas, Elements of Information Theory, 13.3.3. */
 #include "core/dispatch.h"
@@ -76,71 +76,23 @@ void cq_alloc_shift_f32_scalar(const float *x, size_t n, double tau, const float
     }
 }
 
-void cq_alloc_project_bwd_f32_row_scalar(const float *g, const float *b, const float *weight,
-                                         size_t n, float lo, float hi, float *gx) {
+/* sums: of g, and of the weights, over the free channels; lanes as above. */
+void cq_alloc_bwd_sums_f32_scalar(const float *g, const float *b, const float *weight, size_t n,
+                                  float lo, float hi, double *sums) {
     double sum_g[16] = {0}, sum_w[16] = {0};
     for (size_t i = 0; i < n; i++) {
         if (!(b[i] > lo && b[i] < hi)) continue;
         sum_g[i % 16] += (double)g[i];
         sum_w[i % 16] += weight ? (double)weight[i] : 1.0;
     }
-    const double free_w = cq_alloc_lanes(sum_w);
-    const float mean = free_w > 0.0 ? (float)(cq_alloc_lanes(sum_g) / free_w) : 0.0f;
+    sums[0] = cq_alloc_lanes(sum_g);
+    sums[1] = cq_alloc_lanes(sum_w);
+}
+
+void cq_alloc_bwd_f32_scalar(const float *g, const float *b, const float *weight, size_t n,
+                             float lo, float hi, float mean, float *gx) {
     for (size_t i = 0; i < n; i++) {
         const float w = weight ? weight[i] : 1.0f;
         gx[i] = b[i] > lo && b[i] < hi ? g[i] - w * mean : 0.0f;
-    }
-}
-
-/* Whether b is to be rounded up, as a number that grows with the wish: its fraction, as bits of a
- * float in [0, 1); what is at or above hi may not grow. */
-static uint32_t wish(float b, float lo, float hi) {
-    const float c = b < lo ? lo : b;
-    return c < hi ? cq_float_bits(c - floorf(c)) : 0;
-}
-
-static float base(float b, float lo, float hi) {
-    const float c = b < lo ? lo : b;
-    return c < hi ? floorf(c) : hi;
-}
-
-/* Give `step` (+1 or -1) to `count` channels: the smallest `keys` of growing wish first. */
-static void spread(const float *b, size_t n, float lo, float hi, int up, size_t count,
-                   uint8_t *out) {
-    uint32_t cut = 0; /* the largest key that at least `count` eligible channels reach */
-    for (int bit = 30; bit >= 0; bit--) {
-        const uint32_t trial = cut | 1u << bit;
-        size_t reach = 0;
-        for (size_t i = 0; i < n; i++) {
-            const uint32_t key = up ? wish(b[i], lo, hi) : 0x3F800000u - wish(b[i], lo, hi);
-            const int can = up ? (float)out[i] < hi : (float)out[i] > lo;
-            reach += can && key >= trial;
-        }
-        if (reach >= count) cut = trial;
-    }
-    size_t above = 0;
-    for (int ties = 0; ties < 2; ties++)
-        for (size_t i = 0; i < n && above < count; i++) {
-            const uint32_t key = up ? wish(b[i], lo, hi) : 0x3F800000u - wish(b[i], lo, hi);
-            const int can = up ? (float)out[i] < hi : (float)out[i] > lo;
-            if (!can || !(ties ? key == cut : key > cut)) continue;
-            out[i] = (uint8_t)(up ? out[i] + 1 : out[i] - 1);
-            above++;
-        }
-}
-
-void cq_alloc_round_f32_row_scalar(const float *b, size_t n, int lo, int hi, int64_t total,
-                                   uint8_t *out) {
-    int64_t sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        out[i] = (uint8_t)base(b[i], (float)lo, (float)hi);
-        sum += out[i];
-    }
-    for (int64_t left = total - sum; left != 0; left = total - sum) {
-        size_t can = 0; /* more than one round only where b is far from the budget */
-        for (size_t i = 0; i < n; i++) can += left > 0 ? out[i] < hi : out[i] > lo;
-        const size_t want = (size_t)(left > 0 ? left : -left), count = cq_min_size(want, can);
-        spread(b, n, (float)lo, (float)hi, left > 0, count, out);
-        sum += left > 0 ? (int64_t)count : -(int64_t)count;
     }
 }

@@ -87,16 +87,20 @@ def _round(total: Callable[[int], int]) -> Callable[[object, Arrays], Arrays]:
     return run
 
 
-def _round_oracle(a: Arrays) -> Arrays:
-    out = np.floor(a["b"].astype(np.float64))
-    total = 5 * a["b"].shape[1]
-    for row, b in zip(out, a["b"], strict=True):
-        while (left := total - int(row.sum())) != 0:
-            can = np.flatnonzero(row < 8 if left > 0 else row > 2)
-            wish = np.where(b < 8, b - np.floor(b), 0)[can]
-            order = can[np.argsort(-wish if left > 0 else wish, kind="stable")]
-            row[order[: abs(left)]] += np.sign(left)
-    return {"out": out}
+def _round_oracle(bits: int, less: int = 0) -> Callable[[Arrays], Arrays]:
+    def run(a: Arrays) -> Arrays:
+        out = np.floor(a["b"].astype(np.float64))
+        cols = a["b"].shape[1]
+        total = bits * cols - (cols // less if less else 0)
+        for row, b in zip(out, a["b"], strict=True):
+            while (left := total - int(row.sum())) != 0:
+                can = np.flatnonzero(row < 8 if left > 0 else row > 2)
+                wish = np.where(b < 8, b - np.floor(b), 0)[can]
+                order = can[np.argsort(-wish if left > 0 else wish, kind="stable")]
+                row[order[: abs(left)]] += np.sign(left)
+        return {"out": out}
+
+    return run
 
 
 COST = np.array([2, 3, 4, 6, 8, 9], np.int64)
@@ -143,6 +147,9 @@ CASES = {
     "alloc_sums_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
     "alloc_guess_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
     "alloc_shift_f32": Case(_make, _project, _project_oracle, rtol=3e-7),
-    "alloc_project_bwd_f32_row": Case(_make, _backward, _backward_oracle, rtol=1e-6),
-    "alloc_round_f32_row": Case(_make_real, _round(lambda n: 5 * n), _round_oracle),
+    "alloc_bwd_sums_f32": Case(_make, _backward, _backward_oracle, rtol=1e-6),
+    "alloc_bwd_f32": Case(_make, _backward, _backward_oracle, rtol=1e-6),
+    "alloc_floor_f32": Case(_make_real, _round(lambda n: 2 * n), _round_oracle(2)),
+    "alloc_round_count_f32": Case(_make_real, _round(lambda n: 5 * n), _round_oracle(5)),
+    "alloc_round_give_f32": Case(_make_real, _round(lambda n: 8 * n - n // 3), _round_oracle(8, 3)),
 }
