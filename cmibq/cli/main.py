@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program name; None takes those of the process.
 
     Returns:
-        0; 1 for an error; 2 for a wrong flag, key or value; 130 after Ctrl-C.
+        0; 1 for an error; 2 for a wrong flag, key or value; 3 for a result that failed its
+        comparison with the float model; 130 after Ctrl-C.
     """
     return guarded(sys.argv[1:] if argv is None else argv, _dispatch)
 

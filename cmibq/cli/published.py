@@ -128,7 +128,7 @@ def run_quant(words: Sequence[str]) -> int:
     if "list-configs" in options.switches:
         list_configs()
     elif not options.done:
-        quantize_runs([run.recipe for run in options.runs])
+        return quantize_runs([run.recipe for run in options.runs])
     return 0
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from cmibq.cli.options import read_options
-from cmibq.cli.output import say
-from cmibq.cli.runs import perform
+from cmibq.cli.output import complain, say
+from cmibq.cli.runs import perform, title
 from cmibq.cli.yamlfile import list_shipped
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["CONFIGS", "LIST", "list_configs", "quantize_runs", "run"]
+__all__ = ["BAD_RESULT", "CONFIGS", "LIST", "list_configs", "quantize_runs", "run"]
+
+BAD_RESULT: Final = 3
+"""Exit code of a result that is not the model it was made from."""
 
 CONFIGS: Final = Path(__file__).parents[1] / "configs"
 """The shipped YAML files; ``--config NAME`` finds them by name."""
@@ -35,7 +39,7 @@ def run(words: Sequence[str]) -> int:
     if "list-configs" in options.switches:
         list_configs()
     elif not options.done:
-        quantize_runs(options.runs)
+        return quantize_runs(options.runs)
     return 0
 
 
@@ -46,22 +50,34 @@ def list_configs() -> None:
     say("\n".join(f"{name.ljust(width)}  {about}" for name, about in names.items()))
 
 
-def quantize_runs(runs: Sequence[QuantRecipe]) -> None:
-    """Check all runs, then do them one after the other."""
+def quantize_runs(runs: Sequence[QuantRecipe]) -> int:
+    """Check all runs, then do them one after the other.
+
+    Returns:
+        0, or `BAD_RESULT` if a result is not the model it was made from.
+    """
     from cmibq import ptq
 
     for recipe in runs:
         ptq.check(recipe)
-    perform(runs, _quantize)
+    failed: list[str] = []
+    perform(runs, functools.partial(_quantize, failed=failed))
+    return BAD_RESULT if failed else 0
 
 
-def _quantize(recipe: QuantRecipe, bar: bool) -> tuple[str, bool]:
+def _quantize(recipe: QuantRecipe, bar: bool, *, failed: list[str]) -> tuple[str, bool]:
     from cmibq import ptq
 
     result = ptq.quantize(recipe, progress=bar)
+    found = result.verification
+    if found is not None and not found["ok"]:
+        failed.append(title(recipe))
+        complain(f"cmibq: verify: {title(recipe)}: {result.output_path} is not the model it was "
+                 f"made from: {'; '.join(found['reasons'])}")  # fmt: skip
     if result.skipped:
         return "already done", False
     errors = [error for error in result.layer_errors.values() if error is not None]
     mean = f", mean layer error {100 * sum(errors) / len(errors):.1f} %" if errors else ""
     place = result.output_path if bar else ""
-    return f"saved{f' to {place}' if place else ''}{mean}", True
+    drift = f", KL {found['kl']:.3f} nats" if found and found["kl"] is not None else ""
+    return f"saved{f' to {place}' if place else ''}{mean}{drift}", True

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from cmibq.io.package import Package, ProbeCheck, check_probe, is_package, load, save
+from cmibq.io.package import (
+    Package,
+    ProbeCheck,
+    add_metadata,
+    best_layout,
+    check_probe,
+    is_package,
+    load,
+    save,
+)
 from cmibq.io.scales import ScaleEntry, Scales, check_made_for, load_scales, save_scales
 
 __all__ = [
@@ -10,6 +19,8 @@ __all__ = [
     "ProbeCheck",
     "ScaleEntry",
     "Scales",
+    "add_metadata",
+    "best_layout",
     "check_made_for",
     "check_probe",
     "is_package",

@@ -17,10 +17,12 @@ from cmibq.strips import STRIP, Widths, check_bits, packed_bytes, single
 __all__ = ["FORMAT", "MANIFEST", "VERSION", "FileInfo", "LayerSpec", "Manifest", "read_manifest"]
 
 FORMAT: Final = "cmibq-package"
-VERSION: Final = 2
-"""Newest version that is read. Packages without mixed bits and shared layers are written as 1."""
+VERSION: Final = 3
+"""Newest version that is read; each package is written as the lowest one that holds it."""
 MANIFEST: Final = "manifest.json"
 _SUM: Final = "checksum"
+_OWN: Final = "cmibq"
+_ALLOWED: Final = (_OWN, "compressed-tensors")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Manifest:
         environment: versions and settings it was made with.
         activations: ranges of activations (empty so far).
         constants: integer constants (empty so far).
+        layout: how the layers are written, ``"cmibq"`` or ``"compressed-tensors"``.
     """
 
     cmibq: str
@@ -162,6 +165,7 @@ class Manifest:
     environment: Mapping[str, Any] = field(default_factory=dict)
     activations: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = _OWN
 
     @property
     def packed_bytes(self) -> int:
@@ -177,6 +181,8 @@ class Manifest:
     @property
     def version(self) -> int:
         """The lowest version of the format that holds this."""
+        if self.layout != _OWN:
+            return 3
         mixed = any(not isinstance(layer.bits, int) for layer in self.layers.values())
         return 2 if mixed or any(name in self.layers for name in self.tied.values()) else 1
 
@@ -184,6 +190,8 @@ class Manifest:
         """Return the manifest as JSON values, with a checksum of them."""
         value: dict[str, Any] = {"format": FORMAT, "version": self.version}
         value |= dataclasses.asdict(self)
+        if self.layout == _OWN:
+            del value["layout"]  # older versions have no other
         value["layers"] = {name: layer.to_json() for name, layer in self.layers.items()}
         value = json.loads(json.dumps(value, allow_nan=False))
         return value | {_SUM: _checksum(value)}
@@ -221,8 +229,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     manifest = _parse(value, path)
     if manifest.version > version:
         raise PackageError(
-            f"{path}: version is {version}, but mixed bits and shared layers came with "
-            f"{manifest.version}; make the package again"
+            f"{path}: version is {version}, but what it holds came with {manifest.version}; make "
+            "the package again"
         )
     return manifest
 
@@ -234,7 +242,10 @@ def _parse(value: dict[str, Any], path: Path) -> Manifest:
         name = min(unknown)
         raise PackageError(f"{path}: unknown key {name!r}; {nearest(name, fields)}")
     for name in fields:
-        kind = str if name == "cmibq" else dict
+        kind = str if name in ("cmibq", "layout") else dict
+        if name == "layout" and value.setdefault(name, _OWN) not in _ALLOWED:
+            allowed = ", ".join(_ALLOWED)
+            raise PackageError(f"{path}: layout is {value[name]!r}; known are {allowed}")
         if not isinstance(value.get(name), kind):
             raise PackageError(f"{path}: {name} is missing or of the wrong kind")
     kept = {name: value[name] for name in fields}

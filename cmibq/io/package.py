@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,17 @@ from torch import Tensor, nn
 import cmibq
 from cmibq.errors import DataError, ModelError, PackageError
 from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
+from cmibq.io.compressed_tensors import METHOD, refusal
 from cmibq.io.environment import environment
+from cmibq.io.layout import (
+    CONFIG,
+    LAYOUTS,
+    Layout,
+    copy_companions,
+    layout_of,
+    model_config,
+    without_copies,
+)
 from cmibq.io.manifest import MANIFEST, FileInfo, LayerSpec, Manifest, read_manifest
 from cmibq.io.probe import ProbeCheck, align_, answer, compare
 from cmibq.io.restore import assign_, check_scales, share_, shared_layers, swap_
@@ -22,19 +31,21 @@ from cmibq.io.tensors import read_tensors, write_tensors
 from cmibq.nn import PackedLinear, iter_packed
 from cmibq.recipe import MOST_THREADS
 
-__all__ = ["WEIGHTS", "Package", "ProbeCheck", "check_probe", "is_package", "load", "save"]
+__all__ = [
+    "WEIGHTS",
+    "Package",
+    "ProbeCheck",
+    "add_metadata",
+    "best_layout",
+    "check_probe",
+    "is_package",
+    "load",
+    "save",
+]
 
-WEIGHTS: Final = "cmibq.safetensors"
+WEIGHTS: Final = LAYOUTS["cmibq"].weights
 BUFFERS: Final = "buffers.safetensors"
 PROBE: Final = "probe.safetensors"
-_CONFIG: Final = "config.json"
-# What a model folder may have beside its weights and config.json. Code (*.py) is never copied.
-COMPANIONS: Final = (
-    *("*tokenizer*.json", "*tokenizer*.model", "*.spm", "spiece.model", "sentencepiece*.model"),
-    *("vocab*.json", "vocab*.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
-    *("*processor_config.json", "chat_template*", "additional_chat_templates/*.jinja"),
-    *("generation_config.json", "LICENSE*"),
-)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,11 @@ class Package:
     path: Path
     manifest: Manifest
     config: Mapping[str, Any]
+
+    @property
+    def layout(self) -> Layout:
+        """How the layers are written."""
+        return LAYOUTS[self.manifest.layout]
 
     def fill_(self, model: nn.Module) -> nn.Module:
         """Give a model of the right architecture the layers and tensors of the package.
@@ -71,7 +87,8 @@ class Package:
         shared = {a: b for a, b in self.manifest.tied.items() if b in self.manifest.layers}
         for name, first in shared.items():
             share_(model, name, first, self.path)
-        tensors, _ = read_tensors(self.path / WEIGHTS)
+        found, _ = read_tensors(self.path / self.layout.weights)
+        tensors = self.layout.read(found, self.manifest.layers)
         buffers, _ = read_tensors(self.path / BUFFERS)
         check_scales(tensors, self.manifest, self.path)
         tied = {a: b for a, b in self.manifest.tied.items() if a not in shared}
@@ -92,6 +109,7 @@ def save(
     recipe: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
     probe: Mapping[str, Tensor] | None = None,
+    layout: str = "cmibq",
     overwrite: bool = False,
 ) -> Package:
     """Write a model with packed layers as a package; the folder appears when it is complete.
@@ -105,31 +123,30 @@ def save(
         metadata: anything else to keep, JSON values.
         probe: inputs of one forward pass; they are saved with the logits that `model` computes, so
             that a reload can be compared bit for bit.
+        layout: ``"cmibq"``, or ``"compressed-tensors"``, which programs without cmibq open and
+            which holds symmetric layers with one width each.
         overwrite: replace a folder that is not empty.
 
     Returns:
         The package.
 
     Raises:
-        ModelError: `model` has no packed layer.
+        ModelError: `model` has no packed layer, or one that the layout cannot hold.
+        ConfigError: no such layout.
         StorageError: disk full, not permitted, or `out` exists and `overwrite` is not set.
     """
     layers = {name: _describe(layer) for name, layer in iter_packed(model)}
     if not layers:
         raise ModelError("the model has no packed layer; run convert_ before it is saved")
+    form = layout_of(layout)
     align_(model)
     shared = shared_layers(model)
-    state = {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in shared}
-    weights, tied = _without_copies(state)
-    known = {*weights, *tied, *(f"{name}.tiles" for name in layers)}  # tiles: another form of codes
-    tied |= shared
-    buffers = {n: t for n, t in model.named_buffers() if n not in known}
-    parts = {WEIGHTS: weights, BUFFERS: buffers}
-    parts[PROBE] = {} if probe is None else answer(model, probe)
+    config = model_config(model, Path(source), layers, shared, form)
+    parts, tied = _contents(model, layers, shared, form, probe)
     with atomic_dir(out, overwrite=overwrite) as folder:
         files = {name: _write(folder / name, tensors) for name, tensors in parts.items()}
-        write_json(folder / _CONFIG, _config(model, Path(source), layers, shared))
-        for name in (_CONFIG, *_copy_companions(Path(source), folder)):
+        write_json(folder / CONFIG, config)
+        for name in (CONFIG, *copy_companions(Path(source), folder)):
             files[name] = FileInfo(sha256_file(folder / name), (folder / name).stat().st_size)
         manifest = Manifest(
             cmibq=cmibq.__version__,
@@ -139,6 +156,7 @@ def save(
             recipe=dict(recipe),
             metadata=dict(metadata or {}),
             environment=environment(),
+            layout=layout,
         )
         write_json(folder / MANIFEST, manifest.to_json())
     return load(out, verify=False)
@@ -157,16 +175,33 @@ def load(folder: str | Path, *, verify: bool = True) -> Package:
     """
     path = Path(folder)
     manifest = read_manifest(path)
-    for name in (WEIGHTS, BUFFERS, PROBE, _CONFIG):
+    form = LAYOUTS[manifest.layout]
+    for name in (form.weights, BUFFERS, PROBE, CONFIG):
         if name not in manifest.files:
             raise PackageError(f"{path / MANIFEST} does not list {name}; make the package again")
     for name, info in manifest.files.items():
         _verify(path / name, info, content=verify)
-    config = _read_config(path / _CONFIG)
-    layers = config["quantization_config"].get("layers")
-    if layers != {name: spec.to_json() for name, spec in manifest.layers.items()}:
-        raise PackageError(f"{path}: {_CONFIG} and {MANIFEST} disagree on the quantised layers")
+    config = _read_config(path / CONFIG)
+    told = config["quantization_config"]
+    if form is LAYOUTS[METHOD]:
+        agree = told == form.config(manifest.layers, {})
+    else:
+        agree = told.get("layers") == {n: spec.to_json() for n, spec in manifest.layers.items()}
+    if not agree:
+        raise PackageError(f"{path}: {CONFIG} and {MANIFEST} disagree on the quantised layers")
     return Package(path, manifest, config)
+
+
+def add_metadata(package: Package, **values: Any) -> Package:
+    """Add entries to the metadata of a package on disk, such as what a check of it gave.
+
+    Raises:
+        StorageError: the manifest cannot be written; the old one is then still there.
+    """
+    known = {**package.manifest.metadata, **values}
+    manifest = dataclasses.replace(package.manifest, metadata=known)
+    write_json(package.path / MANIFEST, manifest.to_json())
+    return dataclasses.replace(package, manifest=manifest)
 
 
 def check_probe(model: nn.Module, package: Package) -> ProbeCheck | None:
@@ -183,6 +218,30 @@ def check_probe(model: nn.Module, package: Package) -> ProbeCheck | None:
     return compare(model, package.path / PROBE, threads if sane else None)
 
 
+def _contents(
+    model: nn.Module,
+    layers: Mapping[str, LayerSpec],
+    shared: Mapping[str, str],
+    form: Layout,
+    probe: Mapping[str, Tensor] | None,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """Return the tensors of every file, and name -> name of the tensor that is the same."""
+    state = {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in shared}
+    weights, tied = without_copies(state)
+    known = {*weights, *tied, *(f"{name}.tiles" for name in layers)}  # tiles: another form of codes
+    buffers = {n: t for n, t in model.named_buffers() if n not in known}
+    parts = {form.weights: form.write(weights, layers), BUFFERS: buffers}
+    parts[PROBE] = {} if probe is None else answer(model, probe)
+    return parts, tied | dict(shared)
+
+
+def best_layout(model: nn.Module) -> str:
+    """Return the layout of `save` that most programs open and that can hold a model."""
+    layers = {name: _describe(layer) for name, layer in iter_packed(model)}
+    portable = refusal(layers) is None and not shared_layers(model)
+    return METHOD if portable else "cmibq"
+
+
 def _describe(module: PackedLinear) -> LayerSpec:
     return LayerSpec(
         shape=(module.out_features, module.in_features),
@@ -194,49 +253,9 @@ def _describe(module: PackedLinear) -> LayerSpec:
     )
 
 
-def _without_copies(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split a state dict into tensors of their own and names of tensors that are the same."""
-    seen: dict[tuple[Any, ...], str] = {}
-    own, tied = {}, {}
-    for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        first = seen.setdefault(key, name) if tensor.numel() else name
-        if first == name:
-            own[name] = tensor
-        else:
-            tied[name] = first
-    return own, tied
-
-
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
     with path.open("xb") as file:
         return FileInfo(*write_tensors(file, tensors))
-
-
-def _config(
-    model: nn.Module, source: Path, layers: Mapping[str, LayerSpec], shared: Mapping[str, str]
-) -> dict[str, Any]:
-    own: Any = getattr(model, "config", None)
-    text = own.to_json_string() if hasattr(own, "to_json_string") else None
-    config: dict[str, Any] = json.loads(text) if text else read_json(source / _CONFIG)
-    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
-        part.pop("_name_or_path", None)  # where it lay on this machine
-    quantization = {
-        "quant_method": "cmibq",
-        "format": Manifest("", {}, layers, shared).version,
-        "weights": WEIGHTS,
-        "layers": {name: spec.to_json() for name, spec in layers.items()},
-    }
-    return config | {"quantization_config": quantization | ({"tied": shared} if shared else {})}
-
-
-def _copy_companions(source: Path, folder: Path) -> list[str]:
-    found = {p for pattern in COMPANIONS for p in source.glob(pattern) if p.is_file()}
-    names = sorted(p.relative_to(source).as_posix() for p in found)
-    for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
-    return names
 
 
 def _read_config(path: Path) -> dict[str, Any]:

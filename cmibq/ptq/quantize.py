@@ -17,7 +17,7 @@ from torch import Tensor
 from cmibq.data import Encoded, collate, context_length, encode_calibration
 from cmibq.errors import StorageError
 from cmibq.fileio import atomic_dir, read_json, write_json
-from cmibq.io import is_package, load_scales, save_scales
+from cmibq.io import best_layout, is_package, load_scales, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
 from cmibq.models import LoadedModel, check_weights, load, load_processor, save_float
@@ -29,6 +29,7 @@ from cmibq.ptq.run import from_entries, process_, to_entries
 from cmibq.ptq.spill import Room
 from cmibq.ptq.stream import BatchStream, enter
 from cmibq.ptq.team import join
+from cmibq.ptq.verify import Held, hold_out, verify_
 from cmibq.recipe import QuantRecipe
 from cmibq.search import LinearGroup
 
@@ -53,6 +54,8 @@ class QuantizeResult:
             was calibrated.
         groups: per group of layers: block, group, ratio, losses, and `vision_weight`, what an image
             token counted against an answer token (None without reweight).
+        verification: what a comparison of the result with the float model gave, as
+            `cmibq.eval.verify.Verification.to_json`; None if it was not asked for.
     """
 
     recipe: QuantRecipe
@@ -63,6 +66,7 @@ class QuantizeResult:
     seconds: float
     layer_errors: dict[str, float] = field(default_factory=dict, repr=False)
     groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    verification: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def _known(job: Job, loaded: LoadedModel) -> dict[int, BlockFound] | None:
@@ -127,7 +131,7 @@ def _write(
     """Write the quantised model; the folder appears when it is complete."""
     if job.output is None:
         return
-    recipe = asdict(job.recipe)
+    recipe, asked = asdict(job.recipe), job.recipe.format
     overwrite = job.recipe.overwrite or job.output_is_made
     if job.recipe.pseudo_quant:
         with atomic_dir(job.output, overwrite=overwrite) as folder:
@@ -141,6 +145,7 @@ def _write(
             recipe=recipe,
             metadata=notes,
             probe=_probe(loaded, samples),
+            layout=best_layout(loaded.model) if asked == "auto" else asked,
             overwrite=overwrite,
         )
 
@@ -180,8 +185,8 @@ def _streams(
     )
 
 
-def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
-    """Do what is left of a run; return its notes."""
+def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held | None]:
+    """Do what is left of a run; return its notes, and what its result is to be compared with."""
     from tqdm import tqdm
 
     recipe = job.recipe
@@ -191,6 +196,7 @@ def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model))
+    held = hold_out(job, loaded, samples) if team.leads else None
     known = _known(job, loaded)
     tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
     total = sum(map(len, tables))
@@ -213,7 +219,13 @@ def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
         _write_model(job, loaded, notes, samples)
         job.journal.remove()
     team.gather(None)  # nobody goes on to another run before the results are there
-    return notes
+    return notes, held
+
+
+def _work(job: Job, progress: bool, place: Place) -> dict[str, Any]:
+    """Do what is left of a run and check it; return its notes."""
+    notes, held = _make(job, progress, place)  # its model is gone here: there is room for another
+    return notes | verify_(job, held)
 
 
 def _earlier_notes(job: Job) -> dict[str, Any]:
@@ -230,7 +242,8 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
 
     Everything that can be checked is checked first. What is found is kept block by block, so a
     killed run goes on where it was; a finished run is not repeated. Files appear complete or not
-    at all.
+    at all. With ``recipe.verify`` the result is then opened and compared with the float model; a
+    result that is no longer the same model stays, with the reasons in ``verification``.
 
     Args:
         recipe: what to do.
@@ -262,4 +275,5 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
         time.monotonic() - start,
         dict(notes.get("layer_errors", {})),
         list(notes.get("groups", [])),
+        notes.get("verify"),
     )

@@ -11,14 +11,16 @@ __all__ = ["QuantRecipe"]
 _LOSSES = ("mae", "mse")
 _EFFORTS = ("full", "race")
 _BAD_ITEMS = ("error", "skip")
+_FORMATS = ("auto", "cmibq", "compressed-tensors")
 
 
 @dataclass(frozen=True)
 class QuantRecipe(Weights):
     """One quantisation run; the fields of ``cmibq quantize``.
 
-    Weight-only recipes (a_bit 16) use an asymmetric grid per group of w_group weights. With a_bit
-    below 16 weights are symmetric, and activations are quantised per token while running.
+    Weight-only recipes (a_bit 16) use an asymmetric grid per group of w_group weights, unless w_sym
+    is set. With a_bit below 16 weights are symmetric, and activations are quantised per token while
+    running. Symmetric results are written as compressed-tensors, which needs no cmibq to be opened.
 
     Raises:
         ConfigError: a field is out of range or conflicts with another.
@@ -37,6 +39,9 @@ class QuantRecipe(Weights):
     w_bit: int = opt(4, "bits per weight: 2..8 (1 with pseudo_quant)")
     w_group: int = opt(128, "weights per scale along the input: a multiple of 8; -1 = whole row")
     a_bit: int = opt(16, "bits per activation: 8, or 16 to leave activations as they are")
+    w_sym: bool | None = opt(
+        None, "symmetric weights; null: with a_bit below 16 or format compressed-tensors"
+    )
     alpha: float = opt(0.5, "SmoothQuant's migration strength, 0..1")
     reweight: bool = opt(False, "weigh image against answer tokens by their gradients (mbq)")
     distort: bool = opt(False, "search on inputs as already quantised layers make them (mbq, awq)")
@@ -56,6 +61,10 @@ class QuantRecipe(Weights):
     pseudo_quant: bool = opt(False, "write rounded float weights, an ordinary model folder")
     scale_path: str = opt("", "file of scales, .pt or .safetensors: written, or read and applied")
     output_path: str = opt("", "folder to write the quantised model to")
+    format: str = opt(
+        "auto", "auto (compressed-tensors where it can be), cmibq, or compressed-tensors"
+    )
+    verify: bool = opt(True, "open the result and compare it with the float model")
     seed: int = opt(42, "seed of the choice of samples")
     threads: int | None = opt(None, "threads; null takes those of the process")
     overwrite: bool = opt(False, "replace results of another recipe at output_path or scale_path")
@@ -79,6 +88,7 @@ class QuantRecipe(Weights):
         )
         require(0.0 <= self.alpha <= 1.0, f"alpha is {self.alpha}; allowed are 0..1")
         choice("variant", self.variant, VARIANTS)
+        self._check_format()
         choice("effort", self.effort, _EFFORTS if self.variant == "default" else ("full",))
         if self.loss_mode is not None:
             choice("loss_mode", self.loss_mode, _LOSSES)
@@ -87,6 +97,29 @@ class QuantRecipe(Weights):
         at_least("seed", self.seed, 0)
         at_least("threads", self.threads, 1, MOST_THREADS)
         self._check_calibration()
+
+    def _check_format(self) -> None:
+        choice("format", self.format, _FORMATS)
+        require(
+            self.w_sym is not False or self.a_bit == 16,
+            f"w_sym is false with a_bit {self.a_bit}; quantised activations need symmetric weights,"
+            " leave it out",
+        )
+        portable = self.format == "compressed-tensors"
+        require(
+            not (portable and self.w_sym is False),
+            "w_sym is false with format 'compressed-tensors', which loads symmetric weights only;"
+            " leave w_sym out or set format to cmibq",
+        )
+        require(
+            not (portable and self.pseudo_quant),
+            "format is 'compressed-tensors' with pseudo_quant, which writes float weights; leave"
+            " one of them out",
+        )
+        require(
+            not self.symmetric or self.w_bit > 1,
+            f"w_bit is {self.w_bit} with symmetric weights; they need w_bit 2..8",
+        )
 
     def _check_calibration(self) -> None:
         for flag in ("few_shot_format", "interleave_format", "text_data_path", "reweight"):
@@ -114,10 +147,12 @@ class QuantRecipe(Weights):
 
     @property
     def symmetric(self) -> bool:
-        """Whether weights take a symmetric grid: with quantised activations."""
-        return self.a_bit < 16
+        """Whether weights take a symmetric grid: if asked for, or with quantised activations."""
+        if self.w_sym is not None:
+            return self.w_sym
+        return self.a_bit < 16 or self.format == "compressed-tensors"
 
     @property
     def group_size(self) -> int:
         """Weights per scale; the reference variant of weight-activation recipes has whole rows."""
-        return -1 if self.symmetric and self.variant == "reference" else self.w_group
+        return -1 if self.a_bit < 16 and self.variant == "reference" else self.w_group

@@ -139,8 +139,8 @@ def test_without_the_manifest_the_config_is_enough(auto: Any, copied: Path) -> N
 
 
 def test_newer_format(auto: Any, copied: Path) -> None:
-    change_config(copied, format=3)
-    with pytest.raises(PackageError, match=r"format 3, newer than 2.*update"):
+    change_config(copied, format=4)
+    with pytest.raises(PackageError, match=r"format 4, newer than 3.*update"):
         auto.from_pretrained(copied)
 
 

@@ -48,7 +48,7 @@ def test_sizes_worked_by_hand() -> None:
 
 
 BAD = {
-    "newer": ({"version": 3}, "version 3 is newer than 2.*update"),
+    "newer": ({"version": 4}, "version 4 is newer than 3.*update"),
     "version 0": ({"version": 0}, "version is 0"),
     "version text": ({"version": "1"}, "version is '1'"),
     "other format": ({"format": "gguf"}, "no manifest of a cmibq package"),

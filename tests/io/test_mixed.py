@@ -174,7 +174,7 @@ def test_bits_that_cannot_be(copied: Path, bits: Any, message: str) -> None:
 
 def test_an_old_version_cannot_hold_this(copied: Path) -> None:
     sign(copied, lambda value: value.update(version=1))
-    with pytest.raises(PackageError, match=r"version is 1, but mixed bits .* came with 2"):
+    with pytest.raises(PackageError, match=r"version is 1, but what it holds came with 2"):
         io.load(copied)
 
 

@@ -273,8 +273,8 @@ def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) ->
 
 
 def test_newer_version(copied: Path) -> None:
-    sign(copied, lambda value: value.update(version=3))
-    with pytest.raises(PackageError, match=r"version 3 is newer than 2.*update"):
+    sign(copied, lambda value: value.update(version=4))
+    with pytest.raises(PackageError, match=r"version 4 is newer than 3.*update"):
         io.load(copied)
 
 
