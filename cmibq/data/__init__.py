@@ -10,7 +10,8 @@ from cmibq.data.base import (
     Message,
     check_images,
 )
-from cmibq.data.batch import Batch, batches, collate, load_images, plan
+from cmibq.data.batch import Batch, batches, collate, plan
+from cmibq.data.images import Picture, Pixels, join_pixels, load_images
 from cmibq.data.join import few_shot, interleave
 from cmibq.data.lengths import context_length, encode_calibration, fitting
 from cmibq.data.prompts import Encoded, encode
@@ -24,6 +25,8 @@ __all__ = [
     "Calibration",
     "Encoded",
     "Message",
+    "Picture",
+    "Pixels",
     "batches",
     "check_images",
     "coco",
@@ -34,6 +37,7 @@ __all__ = [
     "few_shot",
     "fitting",
     "interleave",
+    "join_pixels",
     "load_images",
     "pileval",
     "plan",

@@ -44,15 +44,12 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
         {},
         " + ".join(s.where for s in samples),
     )
-    # Images may carry what a family needs for each of them; it is joined like the images.
-    pictures = tuple(x for p in parts for x in getattr(p, "pictures", ()))
-    more: dict[str, Any] = {"pictures": pictures} if pictures else {}
     return Encoded(
         np.concatenate([p.ids for p in parts]),
         np.concatenate([p.answer for p in parts]),
         np.concatenate([p.vision for p in parts]),
         sample,
-        **more,
+        tuple(picture for p in parts for picture in p.pictures),
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.data.base import IMAGE, CalibSample, Message, open_image
+from cmibq.data.images import Picture, image_ids, pictures_of
 from cmibq.errors import DataError
 
-__all__ = ["Encoded", "encode", "image_token_count"]
+__all__ = ["Encoded", "encode"]
 
 Ids = NDArray[np.int64]
 _Messages = tuple[Message, ...]
@@ -28,12 +30,19 @@ class Encoded:
         answer: bool [t], tokens of answers, the end token after the last one included.
         vision: bool [t], image tokens.
         sample: where it comes from.
+        pictures: its images in their order; those of `sample`, each alone, if left out. Whoever
+            joins encoded samples joins these.
     """
 
     ids: Ids
     answer: NDArray[np.bool_]
     vision: NDArray[np.bool_]
     sample: CalibSample
+    pictures: tuple[Picture, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.pictures and self.sample.images:
+            object.__setattr__(self, "pictures", tuple(map(Picture, self.sample.images)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -136,12 +145,6 @@ def _mark_answers(renderer: _Renderer, messages: _Messages) -> tuple[list[int], 
     return ids, answer
 
 
-def image_token_count(processor: Any, image: Any) -> int:
-    """Return how many tokens the processor writes for an image."""
-    made = processor(text=[processor.image_token], images=[image])
-    return int(np.sum(np.asarray(made["input_ids"][0]) == _image_id(processor)))
-
-
 def _image_id(processor: Any) -> int:
     named = getattr(processor, "image_token_id", None)
     if named is None:
@@ -149,10 +152,40 @@ def _image_id(processor: Any) -> int:
     return int(named)
 
 
+class _Places:
+    """What a processor writes for images; asked once per size."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self._known: dict[Any, tuple[Ids, tuple[int, int, int] | None]] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
+
+    def of(self, sample: CalibSample) -> tuple[list[Ids], tuple[Picture, ...]]:
+        """Return the ids that stand for each image of a sample, and its pictures with grids."""
+        ids, pictures = [], []
+        for picture in pictures_of(sample.images, self.processor):
+            if picture.path not in self._sizes:
+                with open_image(picture.path, sample.where) as image:
+                    self._sizes[picture.path] = image.size
+            key = (self._sizes[picture.path], picture.alone)
+            if key not in self._known:
+                try:
+                    self._known[key] = image_ids(*key, self.processor)
+                except ValueError as error:
+                    raise DataError(
+                        f"{sample.where}: the processor cannot take image {str(picture.path)!r} of"
+                        f" {key[0][0]} x {key[0][1]} pixels ({error})"
+                    ) from error
+            some, grid = self._known[key]
+            ids.append(some)
+            pictures.append(picture._replace(grid=grid))
+        return ids, tuple(pictures)
+
+
 def _expand(
-    ids: list[int], answer: list[bool], image_id: int | None, count: int, sample: CalibSample
+    ids: list[int], answer: list[bool], image_id: int | None, places: _Places, sample: CalibSample
 ) -> Encoded:
-    """Repeat each image mark `count` times."""
+    """Replace each image mark by the ids that stand for its image."""
     flat, told = np.asarray(ids, np.int64), np.asarray(answer, np.bool_)
     marks = flat == image_id if image_id is not None else np.zeros(len(flat), np.bool_)
     if int(marks.sum()) != len(sample.images):
@@ -162,16 +195,23 @@ def _expand(
         )
     if not told.any():
         raise DataError(f"{sample.where}: the answer has no tokens; write one or leave it out")
-    times = np.where(marks, count, 1)
-    return Encoded(flat.repeat(times), told.repeat(times), marks.repeat(times), sample)
+    if not sample.images:
+        return Encoded(flat, told, marks, sample)
+    spans, pictures = places.of(sample)
+    times = np.ones(len(flat), np.intp)
+    times[marks] = [len(span) for span in spans]
+    marked = marks.repeat(times)
+    flat = flat.repeat(times)
+    flat[marked] = np.concatenate(spans)
+    return Encoded(flat, told.repeat(times), marked & (flat == image_id), sample, pictures)
 
 
 def encode(samples: Sequence[CalibSample], processor: Any) -> list[Encoded]:
     """Turn conversations into tokens, answers marked.
 
     Prompts go through the processor's chat template where there is one, and are ``USER: ...
-    ASSISTANT: ...`` otherwise. All images are taken to have as many tokens as the first
-    (`collate` checks that). Texts that recur are tokenised once.
+    ASSISTANT: ...`` otherwise. Images get the tokens that the processor writes for their size; it
+    is asked once per size. Texts that recur are tokenised once.
 
     Args:
         samples: conversations.
@@ -181,16 +221,10 @@ def encode(samples: Sequence[CalibSample], processor: Any) -> list[Encoded]:
         DataError: an image cannot be read, the template does not fit; names the item.
     """
     renderer, known = _Renderer(processor), dict[_Messages, tuple[list[int], list[bool]]]()
-    first = next((s.images[0] for s in samples if s.images), None)
-    count, image_id = 1, None
-    if first is not None:
-        image_id = _image_id(processor)
-        with open_image(first) as image:
-            picture = image.convert("RGB")
-        count = image_token_count(processor, picture)
-    made = []
+    image_id = _image_id(processor) if any(s.images for s in samples) else None
+    places, made = _Places(processor), []
     for sample in samples:
         if sample.messages not in known:
             known[sample.messages] = _mark_answers(renderer, sample.messages)
-        made.append(_expand(*known[sample.messages], image_id, count, sample))
+        made.append(_expand(*known[sample.messages], image_id, places, sample))
     return made

@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cmibq.data import CalibSample, Encoded, check_images, encode, load_images, read_items
+from cmibq.data import (
+    CalibSample,
+    Encoded,
+    Picture,
+    Pixels,
+    check_images,
+    encode,
+    load_images,
+    read_items,
+)
 from cmibq.errors import DataError
 from cmibq.fileio import sha256_bytes, sha256_file
 from cmibq.models import load_processor
@@ -33,25 +39,25 @@ class Questions:
 
     def __init__(self, samples: Sequence[Encoded], processor: Any) -> None:
         self.samples = samples
-        self.images = tuple(dict.fromkeys(p for s in samples for p in s.sample.images))
+        self.images = tuple(dict.fromkeys(p for s in samples for p in s.pictures))
         self._processor = processor
-        self._kept: dict[Path, Tensor] = {}
+        self._kept: dict[Picture, Pixels] = {}
         self._room = _PIXEL_BUDGET
 
-    def pixels(self, paths: Sequence[Path]) -> Tensor:
-        """Return float32 [n, 3, H, W] of some images.
+    def pixels(self, pictures: Sequence[Picture]) -> list[Pixels]:
+        """Return what the model takes for some images.
 
         Raises:
             DataError: an image cannot be decoded.
         """
-        new = [p for p in paths if p not in self._kept]
+        new = [p for p in pictures if p not in self._kept]
         made = dict(zip(new, load_images(new, self._processor), strict=True)) if new else {}
-        for path, pixels in made.items():
-            size = pixels.numel() * pixels.element_size()
+        for picture, pixels in made.items():
+            size = sum(v.numel() * v.element_size() for v in pixels.values())
             if size <= self._room:
-                self._kept[path] = pixels.clone()
+                self._kept[picture] = {name: value.clone() for name, value in pixels.items()}
                 self._room -= size
-        return torch.stack([self._kept[p] if p in self._kept else made[p] for p in paths])
+        return [self._kept[p] if p in self._kept else made[p] for p in pictures]
 
 
 def data_hash(path: str | Path) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cmibq.data import Batch, CalibSample, Encoded, collate, plan
+from cmibq.data import Batch, CalibSample, Encoded, Picture, collate, join_pixels, plan
 from cmibq.errors import ModelError
 from cmibq.eval.questions import Questions
 from cmibq.eval.samples import Sample
@@ -33,29 +32,29 @@ class ImageFeatures:
 
     def __init__(self, loaded: LoadedModel, questions: Questions) -> None:
         self._loaded, self._questions = loaded, questions
-        self._kept: dict[Path, Tensor] = {}
+        self._kept: dict[Picture, Tensor] = {}
         self._room = _FEATURE_BUDGET
 
-    def of(self, samples: Sequence[CalibSample]) -> Tensor | None:
-        """Return [U, V, C] for every image of the samples once, as `collate` numbers them."""
-        paths = list(dict.fromkeys(p for s in samples for p in s.images))
-        if not paths:
+    def of(self, samples: Sequence[Encoded]) -> list[Tensor] | None:
+        """Return [V_i, C] for every image of the samples once, as `collate` numbers them."""
+        pictures = list(dict.fromkeys(p for s in samples for p in s.pictures))
+        if not pictures:
             return None
-        new = [p for p in paths if p not in self._kept]
-        made: dict[Path, Tensor] = {}
+        new = [p for p in pictures if p not in self._kept]
+        made: dict[Picture, Tensor] = {}
         if new:
-            pixels = self._questions.pixels(new)
+            pixels = join_pixels(self._questions.pixels(new))
             features = self._loaded.adapter.image_features(self._loaded.model, pixels)
             made = dict(zip(new, features, strict=True))
-        found = torch.stack([self._kept[p] if p in self._kept else made[p] for p in paths])
-        for path, features in made.items():
-            self._keep(path, features)
+        found = [self._kept[p] if p in self._kept else made[p] for p in pictures]
+        for picture, values in made.items():
+            self._keep(picture, values)
         return found
 
-    def _keep(self, path: Path, features: Tensor) -> None:
+    def _keep(self, picture: Picture, features: Tensor) -> None:
         size = features.numel() * features.element_size()
         if size <= self._room:
-            self._kept[path] = features.clone()
+            self._kept[picture] = features.clone()
             self._room -= size
 
 
@@ -66,12 +65,15 @@ def _logits(head: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
         yield head(hidden[start : start + rows]).float()
 
 
-def _answers(loaded: LoadedModel, batch: Batch, features: Tensor | None) -> tuple[Tensor, Tensor]:
+def _answers(
+    loaded: LoadedModel, batch: Batch, features: Sequence[Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Return (log-likelihood, most likely token) of every answer token, row after row."""
     model, adapter = loaded.model, loaded.adapter
     embeds = adapter.embed(model, batch, features)
     # Padding is on the right, where a causal decoder cannot see it: no mask is needed.
-    out: Any = adapter.decoder(model)(inputs_embeds=embeds, use_cache=False)
+    more = adapter.decoder_inputs(model, batch)
+    out: Any = adapter.decoder(model)(inputs_embeds=embeds, use_cache=False, **more)
     asked = batch.answer_mask.clone()
     asked[:, 0] = False  # nothing comes before it
     places = asked.nonzero()
@@ -155,7 +157,7 @@ def score(
         for rows in plan([len(s) for s in encoded], _MAX_TOKENS, batch_size):
             chosen = [encoded[i] for i in rows]
             batch = collate(chosen, loaded.processor, images=False)
-            likely, best = _answers(loaded, batch, features.of([s.sample for s in chosen]))
+            likely, best = _answers(loaded, batch, features.of(chosen))
             targets = batch.input_ids[batch.answer_mask]
             counts = batch.answer_mask.sum(1).tolist()
             pieces = zip(*(t.split(counts) for t in (likely, best, targets)), strict=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from cmibq.data import Encoded
+from cmibq.data import Encoded, collate
 from cmibq.eval.footprint import median_rate
 from cmibq.eval.questions import Questions
 from cmibq.models import LoadedModel
@@ -32,11 +33,11 @@ def greedy(
         The new tokens.
     """
     model: Any = loaded.model
-    ids = torch.from_numpy(encoded.ids[: encoded.prompt_length])[None]
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if encoded.sample.images:
-        pixels = questions.pixels(encoded.sample.images)
-        inputs["pixel_values"] = pixels.to(model.dtype)
+    asked = slice(encoded.prompt_length)
+    parts = {n: getattr(encoded, n)[asked] for n in ("ids", "answer", "vision")}
+    batch = collate([replace(encoded, **parts)], loaded.processor, images=False)
+    batch = replace(batch, image_inputs=tuple(questions.pixels(batch.images)))
+    inputs = batch.model_inputs(model.dtype)
     pad = loaded.processor.tokenizer.pad_token_id
     made = model.generate(
         **inputs,
@@ -45,7 +46,7 @@ def greedy(
         do_sample=False,
         pad_token_id=0 if pad is None else pad,
     )
-    new: list[int] = made[0, ids.shape[1] :].tolist()
+    new: list[int] = made[0, batch.input_ids.shape[1] :].tolist()
     return new
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from cmibq.models import llava
-from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of, check_groups, check_weights
-from cmibq.models.decode import accelerate_
-from cmibq.models.load import (
-    LoadedModel,
-    load,
-    load_processor,
-    read_family,
-    save_float,
-    skeleton,
-    target_widths,
+from cmibq.models import internvl, llava, llava_next, llava_onevision, qwen2_vl
+from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of
+from cmibq.models.checks import (
+    check_groups,
+    check_weights,
+    fitting_group,
+    float32_block,
+    verify_block,
+    verify_groups,
 )
+from cmibq.models.decode import accelerate_
+from cmibq.models.load import LoadedModel, load, read_family, save_float, skeleton, target_widths
+from cmibq.models.processor import load_processor
 
 __all__ = [
     "MODELS",
@@ -24,11 +25,19 @@ __all__ = [
     "adapter_of",
     "check_groups",
     "check_weights",
+    "fitting_group",
+    "float32_block",
+    "internvl",
     "llava",
+    "llava_next",
+    "llava_onevision",
     "load",
     "load_processor",
+    "qwen2_vl",
     "read_family",
     "save_float",
     "skeleton",
     "target_widths",
+    "verify_block",
+    "verify_groups",
 ]

@@ -6,9 +6,7 @@ search serves all families.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,51 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
+from cmibq.models.rows import CLIP_ROWS, LLAMA_ROWS, GroupRow, groups_of, linears_of
+from cmibq.recipe import parse_scope
 from cmibq.registry import Registry
 from cmibq.search import LinearGroup
 
-__all__ = [
-    "LLAMA_ROWS",
-    "MODELS",
-    "Adapter",
-    "GroupRow",
-    "adapter_of",
-    "check_groups",
-    "check_weights",
-]
+__all__ = ["GRADIENT_OF", "LLAMA_ROWS", "MODELS", "Adapter", "GroupRow", "adapter_of", "positions"]
+
+GRADIENT_OF = (("self_attn.o_proj", ("qkv", "o")), ("mlp.down_proj", ("gate_up", "down")))
+"""Where MBQ takes gradients in blocks built like Llama's, and for which groups."""
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """One row of a family's table: linear layers that share an input. Names are inside a block.
+def positions(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Return the positions of tokens if pads stand before them; otherwise the decoder counts.
 
     Args:
-        name: ``qkv``, ``o``, ``gate_up`` or ``down``.
-        prev: module that absorbs the scales.
-        prev_kind: ``"norm"`` or ``"linear"``.
-        linears: pattern that the names of the linear layers match as a whole.
-        inspect: module whose output is compared; empty = the linear layer itself. It reads its
-            input only through the linear layers of the group.
+        model: not looked at.
+        batch: `cmibq.data.Batch`.
+
+    Returns:
+        ``position_ids`` int64 [B, T], or nothing.
     """
-
-    name: str
-    prev: str
-    prev_kind: str
-    linears: str
-    inspect: str = ""
-
-
-LLAMA_ROWS = (
-    GroupRow("qkv", "input_layernorm", "norm", r"self_attn\.[qkv]_proj", "self_attn"),
-    GroupRow("o", "self_attn.v_proj", "linear", r"self_attn\.o_proj"),
-    GroupRow("gate_up", "post_attention_layernorm", "norm", r"mlp\.(gate|up)_proj", "mlp"),
-    GroupRow("down", "mlp.up_proj", "linear", r"mlp\.down_proj"),
-)
-"""Decoder blocks built like Llama's: Llama, Mistral, Qwen2."""
-
-
-def _linears(block: nn.Module) -> dict[str, nn.Linear]:
-    return {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    mask = batch.attention_mask
+    if bool(mask[:, 0].all()):
+        return {}
+    return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 @dataclass(frozen=True)
@@ -69,16 +47,23 @@ class Adapter:
 
     Args:
         family: ``model_type`` of its configuration.
-        decoders: ``model_type`` of the language models it is known to work with.
+        decoders: ``model_type`` of the language models it is known to work with; the first is
+            meant where a configuration does not say.
         decoder_path: name of the language model (without head) inside the model.
         head_path: name of the output layer.
         rows: table of groups.
-        image_features: (model, pixel_values [U, 3, H, W]) -> features [U, V, C] as they replace
-            the embeddings of image tokens.
+        image_features: (model, what it takes for U images: ``pixel_values`` and its companions) ->
+            features as they replace the embeddings of image tokens: U tensors [V_i, C], or one
+            [U, V, C].
         gradient_of: name endings of the linear layers whose output gradients weigh modalities,
             by the groups that they speak for.
         layers: name of the list of blocks inside the decoder.
         norm: name of the norm after the last block inside the decoder.
+        decoder_inputs: (model, batch) -> what the decoder takes beside embeddings and mask.
+        padding: side on which the model's own code pads, ``"right"`` or ``"left"``.
+        projectors: names that the module between tower and decoder may have in the model.
+        towers: names that the list of vision blocks may have in the model.
+        tower_rows: table of groups of a vision block.
     """
 
     family: str
@@ -86,10 +71,18 @@ class Adapter:
     decoder_path: str
     head_path: str
     rows: tuple[GroupRow, ...]
-    image_features: Callable[[nn.Module, Tensor], Tensor]
+    image_features: Callable[[nn.Module, Mapping[str, Tensor]], Sequence[Tensor] | Tensor]
     gradient_of: tuple[tuple[str, tuple[str, ...]], ...]
     layers: str = "layers"
     norm: str = "norm"
+    decoder_inputs: Callable[[nn.Module, Any], dict[str, Tensor]] = positions
+    padding: str = "right"
+    projectors: tuple[str, ...] = ("model.multi_modal_projector",)
+    towers: tuple[str, ...] = (
+        "model.vision_tower.encoder.layers",
+        "model.vision_tower.vision_model.encoder.layers",
+    )
+    tower_rows: tuple[GroupRow, ...] = CLIP_ROWS
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """Return the language model without its head."""
@@ -104,55 +97,94 @@ class Adapter:
         hosted: Any = model
         return int(hosted.config.image_token_id)
 
-    def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
-        """Return (name in the model, block) of every decoder block, in order."""
-        path = f"{self.decoder_path}.{self.layers}"
-        return [(f"{path}.{n}", m) for n, m in model.get_submodule(path).named_children()]
+    def _part(self, model: nn.Module, names: Sequence[str], what: str) -> tuple[str, nn.Module]:
+        for name in names:
+            try:
+                return name, model.get_submodule(name)
+            except AttributeError:
+                continue
+        raise ModelError(
+            f"the model has no {what} at {' or '.join(names)}; leave it out of scope, or give the"
+            f" family {self.family!r} an adapter that knows it"
+        )
 
-    def groups(self, block_name: str, block: nn.Module) -> list[LinearGroup]:
+    def blocks(self, model: nn.Module, scope: str = "lm") -> list[tuple[str, nn.Module]]:
+        """Return (name in the model, block) of blocks, in order: of the decoder, then vision ones.
+
+        Args:
+            model: the model.
+            scope: parts whose blocks are wanted, for example ``"lm,vision"``.
+
+        Raises:
+            ConfigError: `scope` has an unknown part.
+            ModelError: a part is not where the family has it.
+        """
+        paths, parts = [], parse_scope(scope)
+        if "lm" in parts:
+            paths.append(f"{self.decoder_path}.{self.layers}")
+        if "vision" in parts:
+            paths.append(self._part(model, self.towers, "vision blocks")[0])
+        return [
+            (f"{path}.{n}", m)
+            for path in paths
+            for n, m in model.get_submodule(path).named_children()
+        ]
+
+    def groups(
+        self, block_name: str, block: nn.Module, *, published: bool = False
+    ) -> list[LinearGroup]:
         """Return the groups of a block, named as in the model.
 
-        A group behind a linear layer is left out where scales cannot pass between them: with
-        grouped keys and values one value channel feeds several channels of o_proj.
+        A group behind a linear layer is left out where scales cannot pass between them. With
+        grouped keys and values one value channel feeds several channels of o_proj: these then
+        share a scale (`LinearGroup.values`).
+
+        Args:
+            block_name: name of the block in the model; tells decoder from vision blocks.
+            block: the block.
+            published: leave out groups that the published methods do not scale (o_proj behind
+                grouped values).
 
         Raises:
             ModelError: a module of the table is missing.
         """
-        linears, modules = _linears(block), dict(block.named_modules())
-        made = []
-        for row in self.rows:
-            names = [n for n in linears if re.fullmatch(row.linears, n)]
-            if not names or row.prev not in modules or row.inspect not in modules:
-                raise ModelError(
-                    f"{block_name}: no {row.linears!r} behind {row.prev!r}; is this model really of"
-                    f" family {self.family!r}?"
-                )
-            if row.prev_kind == "linear":
-                prev = linears.get(row.prev)
-                if prev is None or prev.out_features != linears[names[0]].in_features:
-                    continue
-            made.append(
-                LinearGroup(
-                    row.name,
-                    f"{block_name}.{row.prev}",
-                    row.prev_kind,
-                    tuple(f"{block_name}.{n}" for n in names),
-                    f"{block_name}.{row.inspect or names[0]}",
-                )
-            )
-        return made
+        vision = any(block_name.startswith(f"{tower}.") for tower in self.towers)
+        rows = self.tower_rows if vision else self.rows
+        return groups_of(rows, block_name, block, published=published, family=self.family)
 
-    def targets(self, model: nn.Module) -> list[str]:
-        """Return the names of all linear layers in the decoder blocks: what is quantised."""
-        return [f"{name}.{n}" for name, block in self.blocks(model) for n in _linears(block)]
+    def targets(self, model: nn.Module, scope: str = "lm") -> list[str]:
+        """Return the names of the linear layers to quantise.
 
-    def embed(self, model: nn.Module, batch: Any, features: Tensor | None = None) -> Tensor:
+        Args:
+            model: the model.
+            scope: parts: ``lm`` all linear layers in the decoder blocks, ``projector`` those
+                between tower and decoder, ``vision`` those in the vision blocks.
+
+        Raises:
+            ConfigError: `scope` has an unknown part.
+            ModelError: a part is not where the family has it.
+        """
+        found = []
+        for part in parse_scope(scope):
+            if part == "projector":
+                found.append(self._part(model, self.projectors, "projector"))
+            else:
+                found += self.blocks(model, part)
+        names = []
+        for path, module in found:
+            whole = [path] if isinstance(module, nn.Linear) else []
+            names += whole or [f"{path}.{n}" for n in linears_of(module)]
+        return names
+
+    def embed(
+        self, model: nn.Module, batch: Any, features: Sequence[Tensor] | Tensor | None = None
+    ) -> Tensor:
         """Return the decoder's input embeddings of a batch, images in place.
 
         Args:
             model: the model.
             batch: `cmibq.data.Batch`.
-            features: [U, V, C], `image_features` of the batch if they are known already.
+            features: `image_features` of the batch's images if they are known already.
 
         Returns:
             [B, T, C] in the dtype of the embeddings.
@@ -161,12 +193,13 @@ class Adapter:
             ModelError: the batch has another number of image tokens than features.
         """
         hosted: Any = model
-        embeds: Tensor = hosted.get_input_embeddings()(batch.input_ids)
-        if features is None and batch.pixel_values is not None:
-            features = self.image_features(model, batch.pixel_values)
+        ids = batch.input_ids.masked_fill(batch.vision_mask, 0)  # some ids are no row of the table
+        embeds: Tensor = hosted.get_input_embeddings()(ids)
+        if features is None and batch.image_inputs:
+            features = self.image_features(model, batch.joined)
         if features is None or not len(batch.image_index):
             return embeds
-        rows = features[batch.image_index].flatten(0, 1).to(embeds.dtype)
+        rows = torch.cat([features[i] for i in batch.image_index.tolist()]).to(embeds.dtype)
         if len(rows) != int(batch.vision_mask.sum()):
             raise ModelError(
                 f"the images give {len(rows)} features for {int(batch.vision_mask.sum())} image"
@@ -192,48 +225,3 @@ def adapter_of(model: nn.Module) -> Adapter:
             f"model family {family!r} is not supported; supported are {', '.join(MODELS)}"
         )
     return MODELS[family]
-
-
-def check_groups(widths: Mapping[str, int], group_size: int) -> None:
-    """Check that a group size divides the inputs of linear layers.
-
-    Args:
-        widths: layer -> number of inputs.
-        group_size: weights per scale along the input; <= 0 is one scale per row.
-
-    Raises:
-        ModelError: it does not divide; names the layer and offers sizes that divide all.
-
-    Example:
-        >>> check_groups({"q_proj": 96, "down_proj": 64}, 48)
-        Traceback (most recent call last):
-        ...
-        cmibq.errors.ModelError: down_proj: w_group 48 does not divide its 64 inputs; choose one of
-        8, 16, 32, or -1 for one scale per row
-    """
-    for name, width in widths.items():
-        if group_size > 0 and width % group_size:
-            common = math.gcd(*widths.values())
-            fits = ", ".join(str(g) for g in range(8, common + 1, 8) if common % g == 0)
-            raise ModelError(
-                f"{name}: w_group {group_size} does not divide its {width} inputs; choose one of"
-                f" {fits or '(none)'}, or -1 for one scale per row"
-            )
-
-
-@torch.no_grad()
-def check_weights(model: nn.Module, names: Iterable[str]) -> None:
-    """Check that the weights of linear layers are finite, before anything slow is done.
-
-    Raises:
-        ModelError: a weight has NaN or infinity; names the layer.
-    """
-    for name in names:
-        weight = model.get_parameter(f"{name}.weight")
-        ends = torch.aminmax(weight)
-        if not (torch.isfinite(ends.min) and torch.isfinite(ends.max)):
-            bad = int((~torch.isfinite(weight)).sum())
-            raise ModelError(
-                f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; check the"
-                " checkpoint"
-            )

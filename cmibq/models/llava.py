@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
-from cmibq.models.base import LLAMA_ROWS, MODELS, Adapter
+from cmibq.models.base import GRADIENT_OF, LLAMA_ROWS, MODELS, Adapter
 
 __all__ = ["LLAVA", "image_features"]
 
 
-def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Return the projected features [U, V, C] of images [U, 3, H, W].
+def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """Return the projected features [V_i, C] of images, by the model's own function.
+
+    Args:
+        model: a Hugging Face model with ``get_image_features``.
+        images: ``pixel_values`` and what else the model takes for them.
 
     Raises:
         ModelError: the vision tower takes images of another size.
     """
     hosted: Any = model
+    inputs = dict(images)
+    pixels = inputs.pop("pixel_values")
     dtype = hosted.dtype
     try:
-        found = hosted.get_image_features(pixel_values.to(dtype), return_dict=True)
+        found = hosted.get_image_features(pixels.to(dtype), **inputs, return_dict=True)
     except ValueError as error:
-        size = " x ".join(map(str, pixel_values.shape[-2:]))
+        size = " x ".join(map(str, pixels.shape[-2:]))
         raise ModelError(
             f"the vision tower cannot take images of {size} pixels ({error}); resize them, or set"
             " do_resize and size in processor_config.json"
         ) from error
-    features = found.pooler_output
-    return features if isinstance(features, Tensor) else torch.stack(list(features))
+    features: Tensor | tuple[Tensor, ...] = found.pooler_output
+    return features
 
 
 LLAVA = Adapter(
@@ -40,9 +46,6 @@ LLAVA = Adapter(
     head_path="lm_head",
     rows=LLAMA_ROWS,
     image_features=image_features,
-    gradient_of=(
-        ("self_attn.o_proj", ("qkv", "o")),
-        ("mlp.down_proj", ("gate_up", "down")),
-    ),
+    gradient_of=GRADIENT_OF,
 )
 MODELS.register("llava")(LLAVA)

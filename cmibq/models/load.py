@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,12 @@ from torch import nn
 from cmibq.errors import DataError, ModelError, nearest
 from cmibq.fileio import read_json
 from cmibq.models.base import MODELS, Adapter
+from cmibq.models.checks import verify_groups
+from cmibq.models.processor import load_processor, quiet
 
 __all__ = [
     "LoadedModel",
     "load",
-    "load_processor",
     "read_family",
     "save_float",
     "skeleton",
@@ -44,22 +43,6 @@ class LoadedModel:
     processor: Any
     adapter: Adapter
     path: Path
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars and hints of transformers, and put its settings back."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -106,7 +89,7 @@ def read_family(path: str | os.PathLike[str], *, model: str = "auto") -> Adapter
     config = _config(folder)
     adapter = MODELS[_family(config, folder, model)]
     text = config.get("text_config") or {}
-    decoder = str(text.get("model_type", "llama"))
+    decoder = str(text.get("model_type", adapter.decoders[0]))
     if decoder not in adapter.decoders:
         raise ModelError(
             f"{folder}: decoder {decoder!r} of family {adapter.family!r} is not supported;"
@@ -126,7 +109,7 @@ def skeleton(path: str | os.PathLike[str]) -> nn.Module:
     folder = Path(path).expanduser()
     _config(folder)
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             made: nn.Module = AutoModelForImageTextToText.from_config(
                 AutoConfig.from_pretrained(folder, local_files_only=True)
             )
@@ -138,47 +121,30 @@ def skeleton(path: str | os.PathLike[str]) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=64)
-def _widths(folder: Path, config: str) -> dict[str, int]:
+def _widths(folder: Path, config: str, scope: str) -> dict[str, int]:
     made = skeleton(folder)
-    names = read_family(folder).targets(made)
+    names = read_family(folder).targets(made, scope)
     return {n: made.get_parameter(f"{n}.weight").shape[1] for n in names}
 
 
-def target_widths(path: str | os.PathLike[str]) -> dict[str, int]:
+def target_widths(path: str | os.PathLike[str], scope: str = "lm") -> dict[str, int]:
     """Return the number of inputs of every linear layer that would be quantised; reads no weight.
+
+    Args:
+        path: model folder.
+        scope: parts of the model, see `Adapter.targets`.
 
     Raises:
         ModelError: the folder holds no supported model.
     """
     folder = Path(path).expanduser()
-    return dict(_widths(folder, json.dumps(_config(folder), sort_keys=True)))
-
-
-def load_processor(path: str | os.PathLike[str]) -> Any:
-    """Load the processor (image processor, tokenizer, chat template) of a folder.
-
-    Raises:
-        ModelError: it is missing or incomplete.
-    """
-    from transformers import AutoProcessor
-
-    with _quiet():
-        try:
-            processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            raise ModelError(
-                f"the processor of {path} cannot be loaded ({error}); copy processor_config.json"
-                " and the tokenizer files of the model there"
-            ) from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise ModelError(f"{path} has a tokenizer only; copy its image processor's files there")
-    return processor
+    return dict(_widths(folder, json.dumps(_config(folder), sort_keys=True), scope))
 
 
 def _weights(folder: Path) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
-    with _quiet():
+    with quiet():
         try:
             model, found = AutoModelForImageTextToText.from_pretrained(
                 folder,
@@ -210,7 +176,7 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
 
     Raises:
         ModelError: the folder is missing, of an unsupported family, incomplete or already
-            quantised; names what and lists what is supported.
+            quantised, or its groups cannot be scaled; names what and lists what is supported.
     """
     folder = Path(path).expanduser()
     adapter = read_family(folder, model=model)
@@ -218,13 +184,14 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
         raise ModelError(
             f"{folder} is already quantised; pass the float model (a package is opened by eval)"
         )
-    processor = load_processor(folder)
-    return LoadedModel(_weights(folder), processor, adapter, folder)
+    processor, network = load_processor(folder), _weights(folder)
+    verify_groups(adapter, network)
+    return LoadedModel(network, processor, adapter, folder)
 
 
 def save_float(loaded: LoadedModel, folder: Path) -> None:
     """Write a model and its processor into an existing folder, as transformers would."""
     model: Any = loaded.model
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)

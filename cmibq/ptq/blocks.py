@@ -176,7 +176,7 @@ def search_block(
         (what was found, output [B, T, C] of the block per batch).
     """
     modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
-    groups = task.adapter.groups(name, block)
+    groups = task.adapter.groups(name, block, published=task.config.variant == "reference")
     linears = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
     rest = [n for n in linears if not any(n in g.linears for g in groups)]
     tokens = sum(int(s.keep.sum()) for s in streams)

@@ -118,11 +118,7 @@ def _probe(loaded: LoadedModel, samples: Sequence[Encoded]) -> dict[str, Tensor]
         ids = torch.arange(_PROBE_TOKENS) % model.get_input_embeddings().num_embeddings
         ids[ids == loaded.adapter.image_token_id(model)] = 0
         return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
-    batch = collate(samples[:_PROBE_SAMPLES], loaded.processor)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.pixel_values is not None:
-        inputs["pixel_values"] = batch.pixel_values[batch.image_index].to(model.dtype)
-    return inputs
+    return collate(samples[:_PROBE_SAMPLES], loaded.processor).model_inputs(model.dtype)
 
 
 def _write(
@@ -198,7 +194,9 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     check_weights(loaded.model, adapter.targets(loaded.model))
     held = hold_out(job, loaded, samples) if team.leads else None
     known = _known(job, loaded)
-    tables = [adapter.groups(*block) for block in adapter.blocks(loaded.model)]
+    published = recipe.variant == "reference"
+    blocks = adapter.blocks(loaded.model)
+    tables = [adapter.groups(*block, published=published) for block in blocks]
     total = sum(map(len, tables))
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
     with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:

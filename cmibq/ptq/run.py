@@ -80,14 +80,15 @@ def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int
         found[index] = {}
         for group in loaded.adapter.groups(name, block):
             key = ScaleEntry(group.prev, group.linears, torch.ones(1)).place
-            places[key] = (index, group.name)
+            weight = loaded.model.get_parameter(f"{group.linears[0]}.weight")
+            places[key, weight.shape[1]] = (index, group.name)
     for entry in entries:
-        if entry.place not in places:
+        if (entry.place, len(entry.scales)) not in places:
             raise ModelError(
                 f"the scales of {entry.prev} -> {', '.join(entry.linears)} belong to no group of"
                 " this model; scale_path was made for another model"
             )
-        index, group_name = places[entry.place]
+        index, group_name = places[entry.place, len(entry.scales)]
         found[index][group_name] = GroupFound(GroupResult(entry.scales.float(), [], None), {})
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from cmibq.data import Batch, Encoded, collate, load_images, plan
-from cmibq.models import LoadedModel
+from cmibq.data import Batch, Encoded, Picture, Pixels, collate, join_pixels, load_images, plan
+from cmibq.data.batch import IGNORE
+from cmibq.models import LoadedModel, float32_block
 from cmibq.ptq.spill import Room
 from cmibq.ptq.team import ALONE, Team
 
@@ -24,10 +25,13 @@ __all__ = [
     "enter",
     "float32_block",
     "hidden_size",
+    "image_batches",
     "image_features",
     "make_stream",
+    "run_blocks",
 ]
 
+_LOADED_AT_ONCE = 8
 _IMAGES_AT_ONCE = 64
 _PIXELS_AT_ONCE = 1 << 22
 _VALUES_PER_BATCH = 1 << 21
@@ -49,7 +53,7 @@ class BatchStream:
             token of the answer, one place before it; in the reference variant, as published, the
             tokens of the answer themselves.
         inputs: what entered each block; kept only for the gradients.
-        labels: int64 [B, T], not shifted.
+        labels: int64 [B, T], not shifted; none for a first token, which nothing predicts.
         distorted: as `hidden`, behind quantised blocks; None = the same, or not wanted.
     """
 
@@ -74,16 +78,14 @@ class Features:
     """Vision features of every image, computed once.
 
     Args:
-        values: [U, V, C].
-        number: image file -> row of `values`.
+        values: image -> its features [V_i, C].
     """
 
-    values: Tensor
-    number: Mapping[Path, int]
+    values: Mapping[Picture, Tensor]
 
-    def of(self, images: Sequence[Path]) -> Tensor:
-        """Return the features of some images [len(images), V, C]."""
-        return self.values[[self.number[i] for i in images]]
+    def of(self, images: Sequence[Picture]) -> list[Tensor]:
+        """Return the features [V_i, C] of some images."""
+        return [self.values[image] for image in images]
 
 
 def hidden_size(loaded: LoadedModel) -> int:
@@ -125,20 +127,34 @@ def image_features(
         samples: calibration samples.
         room: where the features are kept; None = in memory.
     """
-    paths = list(dict.fromkeys(p for s in samples for p in s.sample.images))
-    if not paths:
-        return None
-    pixels = load_images(paths[:1], loaded.processor).numel()
-    step = min(max(_PIXELS_AT_ONCE // pixels, 1), _IMAGES_AT_ONCE)
-    values = torch.empty(0)
-    for i in range(0, len(paths), step):
-        made = loaded.adapter.image_features(
-            loaded.model, load_images(paths[i : i + step], loaded.processor)
-        )
-        if not i:
-            values = (room or Room(Path())).empty((len(paths), *made.shape[1:]), made.dtype)
-        values[i : i + step] = made
-    return Features(values, {p: i for i, p in enumerate(paths)})
+    room = room or Room(Path())
+    pictures = list(dict.fromkeys(p for s in samples for p in s.pictures))
+    values: dict[Picture, Tensor] = {}
+    for some, inputs in image_batches(pictures, loaded.processor):
+        made = list(loaded.adapter.image_features(loaded.model, inputs))
+        kept = room.empty((sum(map(len, made)), made[0].shape[-1]), made[0].dtype)
+        kept.copy_(torch.cat(made))
+        values |= dict(zip(some, kept.split([len(m) for m in made]), strict=True))
+    return Features(values) if pictures else None
+
+
+def image_batches(
+    pictures: Sequence[Picture], processor: Any
+) -> Iterator[tuple[list[Picture], Pixels]]:
+    """Yield images with what the model takes for them, about as many pixels at once."""
+    some: list[Picture] = []
+    loaded: list[Pixels] = []
+    for start in range(0, len(pictures), _LOADED_AT_ONCE):
+        part = pictures[start : start + _LOADED_AT_ONCE]
+        for picture, one in zip(part, load_images(part, processor), strict=True):
+            size = one["pixel_values"].numel() * (len(some) + 1)
+            if some and (len(some) == _IMAGES_AT_ONCE or size > _PIXELS_AT_ONCE):
+                yield some, join_pixels(loaded)
+                some, loaded = [], []
+            some.append(picture)
+            loaded.append(one)
+    if some:
+        yield some, join_pixels(loaded)
 
 
 class _Float32:
@@ -154,15 +170,13 @@ class _Float32:
 
 
 def run_blocks(
-    decoder: nn.Module, blocks: Sequence[nn.Module], embeds: Tensor, mask: Tensor
+    blocks: Sequence[nn.Module], run: Callable[[], object]
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Run a decoder up to its last block; return what each block is called with.
+    """Run a part of a model up to its last block; return what each block is called with.
 
     Args:
-        decoder: language model without head.
-        blocks: its blocks.
-        embeds: [B, T, C].
-        mask: int64 [B, T], 1 = token.
+        blocks: the blocks.
+        run: what runs them, once each and in order.
 
     Returns:
         (input [B, T, C] of each block, keyword arguments of each block).
@@ -181,35 +195,11 @@ def run_blocks(
     hooks = [b.register_forward_pre_hook(note, with_kwargs=True) for b in blocks]
     try:
         with torch.no_grad(), contextlib.suppress(_Reached):
-            decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+            run()
     finally:
         for hook in hooks:
             hook.remove()
     return inputs, calls
-
-
-@contextlib.contextmanager
-def float32_block(block: nn.Module, *, changes: bool = True) -> Iterator[None]:
-    """Hold the parameters of a block in float32; cast back what is still a parameter after it.
-
-    Values go back to where they were: weights that are mapped from a file stay so. A block of a
-    float32 model is left alone. Buffers, such as packed weights, are never cast.
-
-    Args:
-        block: the block.
-        changes: False if the parameters are only read meanwhile: nothing is written back then.
-    """
-    before = {n: p.data for n, p in block.named_parameters()}
-    for p in block.parameters():
-        p.data = p.data.float()
-    try:
-        yield
-    finally:
-        for n, p in block.named_parameters():
-            old = before.pop(n, p.data)
-            if changes and old.data_ptr() != p.data_ptr():
-                old.copy_(p.data)
-            p.data = old
 
 
 def make_stream(
@@ -226,17 +216,26 @@ def make_stream(
     """
     adapter, model = loaded.adapter, loaded.model
     blocks = [b for _, b in adapter.blocks(model)]
-    inputs, calls = run_blocks(adapter.decoder(model), blocks, embeds, batch.attention_mask)
-    real, answer = batch.attention_mask.bool(), batch.answer_mask
+    decoder, mask = adapter.decoder(model), batch.attention_mask
+    more = {} if reference else adapter.decoder_inputs(model, batch)
+    inputs, calls = run_blocks(
+        blocks,
+        lambda: decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **more),
+    )
+    real, answer, labels = mask.bool(), batch.answer_mask, batch.labels
+    if not reference:
+        answer = torch.nn.functional.pad(answer[:, 1:], (0, 1)) & real
+        first = real & ~torch.nn.functional.pad(real[:, :-1], (1, 0))  # nothing real before it
+        labels = labels.masked_fill(first, IGNORE)
     return BatchStream(
         hidden=inputs[0].float(),
         calls=calls,
         keep=torch.ones_like(real) if reference else real,
         real=real,
         vision=batch.vision_mask,
-        answer=answer if reference else torch.nn.functional.pad(answer[:, 1:], (0, 1)),
+        answer=answer,
         inputs=inputs if gradients else [],
-        labels=batch.labels,
+        labels=labels,
     )
 
 
@@ -269,7 +268,8 @@ def enter(
     sizes = [len(row) * max(len(samples[i]) for i in row) for row in rows]
     slots = room.empty((sum(sizes), width)).split(sizes)
     for row, slot in zip(rows, slots, strict=True):
-        batch = collate([samples[i] for i in row], loaded.processor, images=False)
+        some, side = [samples[i] for i in row], loaded.adapter.padding
+        batch = collate(some, loaded.processor, images=False, side=side)
         seen = features.of(batch.images) if features is not None and batch.images else None
         with torch.no_grad():
             embeds = loaded.adapter.embed(loaded.model, batch, seen)

@@ -6,9 +6,17 @@ before a model is loaded; what needs files or registries is checked by `cmibq.pt
 
 from __future__ import annotations
 
-from cmibq.recipe.base import MOST_THREADS, parse_model_args
+from cmibq.recipe.base import MOST_THREADS, SCOPES, parse_model_args, parse_scope
 from cmibq.recipe.evaluate import EvalConfig
 from cmibq.recipe.identity import fingerprint
 from cmibq.recipe.quant import QuantRecipe
 
-__all__ = ["MOST_THREADS", "EvalConfig", "QuantRecipe", "fingerprint", "parse_model_args"]
+__all__ = [
+    "MOST_THREADS",
+    "SCOPES",
+    "EvalConfig",
+    "QuantRecipe",
+    "fingerprint",
+    "parse_model_args",
+    "parse_scope",
+]

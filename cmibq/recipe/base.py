@@ -12,17 +12,20 @@ from cmibq.recipe.places import local_path, placeholder
 
 __all__ = [
     "MOST_THREADS",
+    "SCOPES",
     "VARIANTS",
     "Weights",
     "at_least",
     "choice",
     "opt",
     "parse_model_args",
+    "parse_scope",
     "require",
 ]
 
 MOST_THREADS = 1024  # thread libraries crash beyond
 VARIANTS = ("default", "reference")
+SCOPES = ("lm", "projector", "vision")
 _DEVICES = ("auto", "cpu")
 
 
@@ -116,3 +119,24 @@ class Weights:
                 f"w_bit is {w_bit} with a_bit {a_bit}: weights are then symmetric and need w_bit"
                 " 2..8; raise w_bit or set a_bit to 16",
             )
+
+
+def parse_scope(text: str) -> tuple[str, ...]:
+    """Return the parts of a model that ``"lm,projector,vision"`` names, in that order.
+
+    Raises:
+        ConfigError: a part is unknown or none is named.
+
+    Example:
+        >>> parse_scope("vision, lm")
+        ('lm', 'vision')
+    """
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    for part in named:
+        hint = nearest(part, SCOPES)
+        require(
+            part in SCOPES,
+            f"scope has unknown part {part!r}; allowed are {', '.join(SCOPES)} ({hint})",
+        )
+    require(bool(named), f"scope is {text!r}; name one or more of {', '.join(SCOPES)}")
+    return tuple(part for part in SCOPES if part in named)

@@ -16,6 +16,7 @@ from cmibq.search.base import (
     apply_scales_,
 )
 from cmibq.search.candidate import prepared, weight_spec
+from cmibq.search.heads import ValueHeads
 
 __all__ = [
     "SEARCHES",
@@ -27,6 +28,7 @@ __all__ = [
     "RowRunner",
     "SearchConfig",
     "TokenWeights",
+    "ValueHeads",
     "apply_scales_",
     "awq",
     "mbq",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.registry import Registry
+from cmibq.search.heads import ValueHeads, scaled_rows
 from cmibq.search.tokens import TokenWeights
 
 __all__ = [
@@ -45,6 +46,8 @@ class LinearGroup:
         prev_kind: ``"norm"`` or ``"linear"``.
         linears: names of the linear layers, in the order of `GroupCalib.weights`.
         inspect: module whose output a search compares; the layer itself for o and down.
+        values: which rows of `prev` make the input here, where that is not its last rows one to
+            one: grouped attention. Channels that read the same value then share a scale.
 
     Raises:
         ConfigError: `prev_kind` is unknown or `linears` is empty.
@@ -55,6 +58,7 @@ class LinearGroup:
     prev_kind: str
     linears: tuple[str, ...]
     inspect: str
+    values: ValueHeads | None = None
 
     def __post_init__(self) -> None:
         if self.prev_kind not in ("norm", "linear"):
@@ -240,7 +244,8 @@ def apply_scales_(
     """Fuse scales into a model in place; its function does not change.
 
     The columns of the group's weights are multiplied by s. A norm before it has its weight (and
-    bias) divided by s; a linear layer has its last ``len(s)`` output rows (and biases) divided.
+    bias) divided by s; a linear layer has its last ``len(s)`` output rows (and biases) divided, or
+    those of `LinearGroup.values`.
 
     Args:
         modules: module name -> module, for example ``dict(model.named_modules())``.
@@ -271,18 +276,18 @@ def apply_scales_(
         raise ModelError(f"group {group.name!r}: the model has no module {', '.join(missing)}")
     weights = [modules[n].get_parameter("weight") for n in group.linears]
     prev = modules[group.prev].get_parameter("weight")
-    fits = len(prev) == len(scales) if group.prev_kind == "norm" else len(prev) >= len(scales)
-    if not fits or any(w.shape[1] != len(scales) for w in weights):
+    rows, own = scaled_rows(group.values, len(prev), scales, whole=group.prev_kind == "norm")
+    if rows is None or any(w.shape[1] != len(scales) for w in weights):
         shapes = [list(w.shape) for w in (prev, *weights)]
         raise ModelError(
             f"group {group.name!r}: {len(scales)} scales do not fit the weights {shapes} of "
             f"{group.prev}, {', '.join(group.linears)}"
         )
-    inverse = 1.0 / scales.float()
-    n = len(scales)
-    _scale_(prev[-n:], inverse if prev.ndim == 1 else inverse[:, None])
+    factor = torch.ones(len(prev))
+    factor[rows] = 1.0 / own.float().cpu()
+    _scale_(prev, factor if prev.ndim == 1 else factor[:, None])
     bias = getattr(modules[group.prev], "bias", None)
     if isinstance(bias, Tensor):
-        _scale_(bias[-n:], inverse)
+        _scale_(bias, factor)
     for w in weights:
         _scale_(w, scales)

@@ -25,6 +25,8 @@ def candidate_scales(calib: GroupCalib, cfg: SearchConfig) -> Tensor:
     parts = (abssum(w.contiguous(), axis=1) for w in calib.weights)
     columns = torch.stack(list(parts)).sum(0) / max(sum(map(len, calib.weights)), 1)
     channels = abssum(calib.x.contiguous(), axis=1) / max(len(calib.x), 1)
+    if calib.group.values is not None:
+        columns, channels = (calib.group.values.tie(v) for v in (columns, channels))
     a, c = (v.float().numpy() for v in (channels, columns))
     return torch.from_numpy(candidates(a, c, cfg.n_grid, cfg.variant))
 

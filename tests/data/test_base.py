@@ -10,6 +10,7 @@ from PIL import Image
 from cmibq.data import (
     CALIBRATIONS,
     Message,
+    Picture,
     check_images,
     load_images,
     read_items,
@@ -146,7 +147,7 @@ def test_damaged_images_are_named(tmp_path: Path, kind: str, damage: str) -> Non
     with pytest.raises(DataError, match=rf"item 0: image '.*a\.{kind}' cannot be read .*replace"):
         check_images(samples)
     with pytest.raises(DataError, match=rf"image '.*a\.{kind}' cannot be read"):
-        load_images(samples[0].images, None)
+        load_images([Picture(p) for p in samples[0].images], None)
 
 
 def test_large_images_give_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

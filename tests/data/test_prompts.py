@@ -11,10 +11,12 @@ from cmibq.data import (
     CalibSample,
     Encoded,
     Message,
+    Picture,
     batches,
     check_images,
     collate,
     encode,
+    join_pixels,
     load_images,
     plan,
     read_items,
@@ -102,7 +104,10 @@ def test_image_places_keep_their_order(items_path: Path) -> None:
     batch = collate(encode(rows, processor), processor)
     assert batch.image_index.tolist() == [0, 1, 0]
     assert batch.pixel_values is not None
-    assert torch.equal(batch.pixel_values, load_images([b, a], processor))
+    assert torch.equal(
+        batch.pixel_values,
+        join_pixels(load_images([Picture(b), Picture(a)], processor))["pixel_values"],
+    )
     assert batch.vision_mask.sum(1).tolist() == [8, 0, 4]
     assert torch.equal(batch.labels != -100, batch.answer_mask)
     assert not (batch.answer_mask & ~batch.attention_mask.bool()).any()
@@ -120,7 +125,7 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path, items_path: Pat
     with pytest.raises(DataError, match=r"half\.png' cannot be read"):
         check_images([sample])
     with pytest.raises(DataError, match=r"half\.png' cannot be read"):
-        load_images(sample.images, make_processor())
+        load_images([Picture(p) for p in sample.images], make_processor())
 
 
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
@@ -130,8 +135,8 @@ def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
     processor = make_processor()
     processor.image_processor.do_resize = processor.image_processor.do_center_crop = False
-    with pytest.raises(DataError, match="only processors that give one size"):
-        load_images([tmp_path / "0.png", tmp_path / "1.png"], processor)
+    with pytest.raises(DataError, match="set do_resize and size"):
+        load_images([Picture(tmp_path / f"{i}.png") for i in range(2)], processor)
 
 
 def test_plan_covers_all_within_the_budget() -> None:

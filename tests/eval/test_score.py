@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cmibq import models
 from cmibq.errors import DataError
@@ -70,9 +69,9 @@ def test_every_image_is_encoded_once(
     seen = []
     real = loaded.adapter.image_features
 
-    def counted(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-        seen.append(len(pixels))
-        return real(model, pixels)
+    def counted(model: Any, images: Any) -> Any:
+        seen.append(len(images["pixel_values"]))
+        return real(model, images)
 
     adapter = models.Adapter(**(vars(loaded.adapter) | {"image_features": counted}))
     again = models.LoadedModel(loaded.model, loaded.processor, adapter, loaded.path)

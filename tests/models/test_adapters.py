@@ -39,10 +39,15 @@ def test_fusing_random_scales_leaves_every_block_as_it_was(
     draw = torch.Generator().manual_seed(0)
     for name, block in adapter.blocks(model):
         groups = adapter.groups(name, block)
-        assert [g.name for g in groups] == ["qkv", *["o"] * has_o, "gate_up", "down"]
+        assert [g.name for g in groups] == ["qkv", "o", "gate_up", "down"]
+        published = adapter.groups(name, block, published=True)
+        assert [g.name for g in published] == ["qkv", *["o"] * has_o, "gate_up", "down"]
+        assert all((g.values is None) == (has_o or g.name != "o") for g in groups)
         for group in groups:
             width = model.get_parameter(f"{group.linears[0]}.weight").shape[1]
-            apply_scales_(modules, group, torch.exp(torch.randn(width, generator=draw)))
+            scales = torch.exp(torch.randn(width, generator=draw))
+            tied = scales if group.values is None else group.values.tie(scales)
+            apply_scales_(modules, group, tied)
     got = adapter.decoder(model)(**inputs).last_hidden_state
     valid = batch.attention_mask.bool()
     torch.testing.assert_close(got[valid], want[valid], rtol=1e-4, atol=1e-4)
@@ -57,8 +62,10 @@ def test_groups_cover_the_targets(text: str, shape: dict[str, object], has_o: bo
     targets = adapter.targets(model)
     assert len(targets) == 7 * len(blocks)
     grouped = {n for b in blocks for g in adapter.groups(*b) for n in g.linears}
+    assert grouped == set(targets)
+    published = {n for b in blocks for g in adapter.groups(*b, published=True) for n in g.linears}
     rest = set() if has_o else {t for t in targets if t.endswith("o_proj")}
-    assert grouped | rest == set(targets)
+    assert published | rest == set(targets)
     assert adapter.groups(*blocks[0])[0].linears == tuple(
         f"model.language_model.layers.0.self_attn.{n}_proj" for n in "qkv"
     )
@@ -82,10 +89,10 @@ def test_embeddings_are_those_of_the_model(items_path: Path) -> None:
         pixel_values=batch.pixel_values[batch.image_index],
     ).logits
     torch.testing.assert_close(got, want)
-    features = adapter.image_features(model, batch.pixel_values)
+    features = adapter.image_features(model, batch.joined)
     assert torch.equal(adapter.embed(model, batch, features), adapter.embed(model, batch))
     with pytest.raises(ModelError, match="processor and model do not belong together"):
-        adapter.embed(model, batch, features[:, :-1])
+        adapter.embed(model, batch, [f[:-1] for f in features])
     assert adapter.image_token_id(model) == processor.image_token_id
     assert adapter.lm_head(model) is model.lm_head
 

@@ -115,7 +115,7 @@ def test_weights_of_another_shape_are_named(llava_dir: Path, tmp_path: Path) -> 
 def test_images_of_a_wrong_size_are_told(llava_dir: Path) -> None:
     one = load(llava_dir)
     with pytest.raises(ModelError, match=r"cannot take images of 7 x 9 pixels .*do_resize"):
-        one.adapter.image_features(one.model, torch.zeros(1, 3, 7, 9))
+        one.adapter.image_features(one.model, {"pixel_values": torch.zeros(1, 3, 7, 9)})
 
 
 def test_pickled_weights_are_not_read(llava_dir: Path, tmp_path: Path) -> None:

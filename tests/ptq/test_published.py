@@ -53,7 +53,7 @@ LLAMA = Adapter(
     decoder_path="model",
     head_path="lm_head",
     rows=LLAMA_ROWS,
-    image_features=lambda model, pixels: pixels,
+    image_features=lambda model, images: images["pixel_values"],
     gradient_of=(("self_attn.o_proj", ("qkv", "o")), ("mlp.down_proj", ("gate_up", "down"))),
 )
 
@@ -90,7 +90,7 @@ def batch() -> Batch:
         vision_mask=tensor("vision_mask"),
         answer_mask=tensor("answer_mask"),
         labels=tensor("labels"),
-        pixel_values=None,
+        image_inputs=None,
         images=(),
         image_index=torch.zeros(0, dtype=torch.int64),
         samples=(),

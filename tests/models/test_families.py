@@ -1,0 +1,99 @@
+"""What every family must do: feed its decoder as the model's own forward does, and quantise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmibq.data import Batch, collate, encode, read_items
+from cmibq.models import MODELS, LoadedModel, load
+from cmibq.ptq.capture import first
+from cmibq.ptq.stream import enter
+from tests.models.families import FAMILIES, write_family, write_talks
+
+Opened = dict[str, LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_talks(tmp_path_factory.mktemp("talks"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tmp_path_factory.mktemp(request.param)
+    return load(write_family(request.param, folder), model=request.param)
+
+
+def own_inputs(loaded: LoadedModel, batch: Batch) -> dict[str, Any]:
+    """Return what the family's own processor makes of the texts and images of a batch."""
+    from PIL import Image
+
+    processor, made = loaded.processor, []
+    for s in batch.samples:
+        turns = []
+        for role, text in s.sample.messages:
+            parts = text.split("<image>")
+            content: list[dict[str, str]] = []
+            for n, part in enumerate(parts):
+                content += [{"type": "image"}] * bool(n)
+                content += [{"type": "text", "text": part.strip()}] * bool(part.strip())
+            turns.append({"role": role, "content": content})
+        made.append(processor.apply_chat_template(turns, tokenize=False))
+    images = [[Image.open(p).convert("RGB") for p in s.sample.images] for s in batch.samples]
+    processor.tokenizer.padding_side = loaded.adapter.padding
+    given: Any = [i for i in images if i] or None
+    return dict(processor(text=made, images=given, return_tensors="pt", padding=True))
+
+
+@torch.no_grad()
+def test_the_decoder_gets_what_the_models_own_forward_gives_it(
+    loaded: LoadedModel, talks: Path
+) -> None:
+    samples = encode(read_items(talks), loaded.processor)
+    model: Any = loaded.model
+    adapter = loaded.adapter
+    for chosen in (samples, samples[2:3], samples[1:2]):
+        batch = collate(chosen, loaded.processor, side=adapter.padding)
+        inputs = own_inputs(loaded, batch)
+        assert torch.equal(inputs["input_ids"], batch.input_ids)
+        mine = batch.model_inputs()
+        assert set(mine) == set(inputs) - (set() if batch.images else {"mm_token_type_ids"})
+        for name, value in mine.items():
+            torch.testing.assert_close(value, inputs[name].to(value.dtype), msg=name)
+        want = model(**inputs).logits
+        stream = [*enter(loaded, chosen, reference=False)]
+        decoder: Any = adapter.decoder(model)
+        out = decoder(
+            inputs_embeds=adapter.embed(model, batch),
+            attention_mask=batch.attention_mask,
+            **adapter.decoder_inputs(model, batch),
+        )
+        got = adapter.lm_head(model)(out.last_hidden_state)
+        real = batch.attention_mask.bool()
+        torch.testing.assert_close(got[real], want[real], rtol=1e-5, atol=1e-5)
+        for one in stream:
+            for index, (_, block) in enumerate(adapter.blocks(model)):
+                one.hidden = first(block(one.hidden, **one.calls[index]))
+        logits = [adapter.lm_head(model)(decoder.norm(s.hidden))[s.real] for s in stream]
+        order = sorted(range(len(chosen)), key=lambda i: (len(chosen[i]), i))
+        mixed = torch.cat([want[i][real[i]] for i in order])
+        torch.testing.assert_close(torch.cat(logits), mixed, rtol=1e-4, atol=1e-4)
+
+
+def test_images_have_their_own_numbers_of_tokens(loaded: LoadedModel, talks: Path) -> None:
+    samples = encode(read_items(talks), loaded.processor)
+    batch = collate(samples, loaded.processor)
+    features = list(loaded.adapter.image_features(loaded.model, batch.joined))
+    counts = [sum(len(features[batch.images.index(p)]) for p in s.pictures) for s in samples]
+    assert counts == [int(s.vision.sum()) for s in samples]
+    assert counts[2] == 0
+    if loaded.adapter.family != "llava":
+        assert len({len(f) for f in features}) > 1
+
+
+def test_every_family_is_tested() -> None:
+    assert set(FAMILIES) == set(MODELS)
