@@ -66,11 +66,7 @@ def random_text(loaded: LoadedModel, count: int = 2) -> list[Encoded]:
 
 def _inputs(loaded: LoadedModel, sample: Encoded) -> dict[str, Tensor]:
     model: Any = loaded.model
-    batch = collate([sample], loaded.processor)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.pixel_values is not None:
-        inputs["pixel_values"] = batch.pixel_values[batch.image_index].to(model.dtype)
-    return inputs
+    return collate([sample], loaded.processor).model_inputs(model.dtype)
 
 
 def _places(sample: Encoded, room: int) -> NDArray[np.intp]:
@@ -96,7 +92,7 @@ def _caption(loaded: LoadedModel, sample: Encoded, tokens: int) -> Caption:
     model: Any = loaded.model
     inputs = _inputs(loaded, sample)
     start = sample.prompt_length
-    for name in ("input_ids", "attention_mask"):
+    for name in {"input_ids", "attention_mask", "mm_token_type_ids"} & set(inputs):
         inputs[name] = inputs[name][:, :start]
     tokenizer = loaded.processor.tokenizer
     pad = tokenizer.pad_token_id

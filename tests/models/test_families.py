@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from cmibq.data import Batch, collate, encode, read_items
+from cmibq.eval.loading import open_model
+from cmibq.eval.questions import load_questions
+from cmibq.eval.score import score
+from cmibq.io import check_probe
 from cmibq.models import MODELS, LoadedModel, load
+from cmibq.ptq import quantize
 from cmibq.ptq.capture import first
 from cmibq.ptq.stream import enter
+from cmibq.recipe import QuantRecipe
 from tests.models.families import FAMILIES, write_family, write_talks
 
 Opened = dict[str, LoadedModel]
@@ -97,3 +103,28 @@ def test_images_have_their_own_numbers_of_tokens(loaded: LoadedModel, talks: Pat
 
 def test_every_family_is_tested() -> None:
     assert set(FAMILIES) == set(MODELS)
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq", "mbq"])
+def test_quantised_and_opened_again(
+    loaded: LoadedModel, talks: Path, tmp_path: Path, method: str
+) -> None:
+    recipe = QuantRecipe(
+        model_args=f"pretrained={loaded.path}",
+        method=method,
+        w_group=8 if method == "awq" else 16,
+        n_grid=3,
+        n_samples=6,
+        reweight=method == "mbq",
+        data_path=str(talks),
+        run_process=method != "rtn",
+        output_path=str(tmp_path / "out"),
+    )
+    made = quantize(recipe, progress=False)
+    again, package = open_model(tmp_path / "out")
+    assert package is not None
+    assert check_probe(again.model, package).exact
+    assert len(package.manifest.layers) == 14
+    assert len(made.groups) == (0 if method == "rtn" else 8)
+    (sample, *_) = score(again, load_questions(tmp_path / "out", str(talks)), progress=False)
+    assert sample.logprob < 0
