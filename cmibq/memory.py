@@ -10,8 +10,10 @@ gone it goes to a free list, from which the next result is taken. The list holds
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
+import sys
 import threading
 from math import prod
 from typing import Any
@@ -19,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["CAP", "LARGE", "clear", "empty", "held", "scratch"]
+__all__ = ["CAP", "LARGE", "clear", "empty", "held", "page_out", "scratch"]
 
 LARGE = 4 << 20
 """Bytes from which an array is worth its own pages: two huge pages."""
 CAP = 512 << 20
 """Most bytes that wait for their next use."""
 HUGE_PAGE = 2 << 20
+_PAGE_OUT = 21  # MADV_PAGEOUT: never loses what was written, unlike MADV_DONTNEED
 
 
 _Block = tuple[mmap.mmap, int]
@@ -160,6 +163,26 @@ def scratch(size: int) -> NDArray[np.uint8]:
     if size < LARGE:
         return np.empty(size, np.uint8)
     return np.asarray(_Owner(_ONCE, size, (size,), np.dtype(np.uint8)))
+
+
+def page_out(start: int, size: int) -> None:
+    """Give back memory that is mapped from a file and not needed for a while.
+
+    The next use reads it from the file again. Values that no file has stay in memory, and so does
+    everything on systems other than Linux.
+
+    Args:
+        start: address.
+        size: bytes; whole pages of them are given back.
+
+    Example:
+        >>> page_out(0, 0)
+    """
+    page = mmap.PAGESIZE
+    first, last = -(-start // page) * page, (start + size) // page * page
+    if sys.platform == "linux" and last > first:
+        where, length = ctypes.c_void_p(first), ctypes.c_size_t(last - first)
+        ctypes.CDLL(None).madvise(where, length, _PAGE_OUT)
 
 
 def held() -> int:

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "EXTRAS", "guarded", "main"]
 
 COMMANDS: Final = {
     "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
+    "plan": ("plan", "predict memory, disk and time of a run before it is started"),
     "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
     "data": ("data", "check a file of items: data check FILE"),
     "report": ("report", "make a web page and a JSON file from the results of eval"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
+from cmibq.memory import page_out
 from cmibq.models.base import Adapter
 from cmibq.models.rows import linears_of
 from cmibq.search import LinearGroup, apply_scales_
@@ -109,6 +110,8 @@ def float32_block(block: nn.Module, *, changes: bool = True) -> Iterator[None]:
             if changes and old.data_ptr() != p.data_ptr():
                 old.copy_(p.data)
             p.data = old
+        for gone in before.values():  # packed meanwhile
+            page_out(gone.data_ptr(), gone.nbytes)
 
 
 def _powers(group: LinearGroup, width: int, draw: torch.Generator) -> Tensor:

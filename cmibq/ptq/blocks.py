@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from cmibq.search import (
     weight_spec,
 )
 
-__all__ = ["Task", "advance_", "pack_spec", "search_block"]
+__all__ = ["Task", "advance_", "pack_spec", "pass_sizes", "search_block"]
 
 _VALUES_AT_ONCE = 1 << 28
 _ERROR_TOKENS = 256
@@ -37,19 +38,24 @@ def pack_spec(config: SearchConfig) -> QuantSpec:
     return replace(spec, mode=spec.range_mode | RangeMode.HALF_SCALE)
 
 
-def _passes(
-    groups: Sequence[LinearGroup], widths: Sequence[int], tokens: int
-) -> list[list[LinearGroup]]:
-    """Split groups so that one pass over the data does not record too much."""
-    made: list[list[LinearGroup]] = []
+def pass_sizes(widths: Sequence[int], tokens: int) -> list[int]:
+    """Split the groups of a block so that one pass over the data does not record too much.
+
+    Args:
+        widths: inputs of each group.
+        tokens: kept tokens.
+
+    Returns:
+        How many groups each pass takes, in their order.
+    """
+    made: list[int] = []
     used = 0
-    for group, width in zip(groups, widths, strict=True):
-        need = tokens * width
-        if not made or used + need > _VALUES_AT_ONCE:
-            made.append([])
+    for width in widths:
+        if not made or used + tokens * width > _VALUES_AT_ONCE:
+            made.append(0)
             used = 0
-        made[-1].append(group)
-        used += need
+        made[-1] += 1
+        used += tokens * width
     return made
 
 
@@ -185,7 +191,9 @@ def search_block(
     found: BlockFound = {}
     errors: dict[str, float] = {}
     outputs: list[Tensor] = []
-    for number, part in enumerate(_passes(groups, widths, tokens)):
+    left = iter(groups)
+    for number, size in enumerate(pass_sizes(widths, tokens) or [0]):
+        part = list(itertools.islice(left, size))
         first_of = [g.linears[0] for g in part] + ([] if number else rest)
         calls = [g.inspect for g in part if task.distort or g.inspect not in g.linears]
         wanted, called = ({n: modules[n] for n in names} for names in (first_of, calls))

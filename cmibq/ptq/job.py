@@ -14,6 +14,7 @@ from cmibq.io import check_made_for, is_package, load_scales
 from cmibq.io import load as load_package
 from cmibq.io.manifest import FORMAT, MANIFEST
 from cmibq.models import Adapter, check_groups, read_family, target_widths
+from cmibq.ptq.fit import Fit, fit
 from cmibq.ptq.journal import Journal
 from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args
 from cmibq.search import SEARCHES
@@ -39,9 +40,7 @@ class Job:
         journal: where found scales are kept meanwhile.
         output: folder to write, or None.
         scales: file of scales to write or read, or None.
-        batch_tokens: most tokens of a batch, None = as many as are good for speed.
-        room: bytes of tensors of all tokens that are kept in memory, None = all.
-        limit: resident bytes that must not be passed, None = no limit.
+        fit: how it keeps within memory.
     """
 
     recipe: QuantRecipe
@@ -52,9 +51,7 @@ class Job:
     journal: Journal
     output: Path | None
     scales: Path | None
-    batch_tokens: int | None = None
-    room: int | None = None
-    limit: int | None = None
+    fit: Fit = field(default_factory=Fit)
 
     @functools.cached_property
     def scales_are_made(self) -> bool:
@@ -177,12 +174,16 @@ def prepare(recipe: QuantRecipe) -> Job:
     check_groups(target_widths(model_path), recipe.group_size)
     samples = _samples(recipe)
     images = dict.fromkeys(p for s in samples for p in s.images)
-    found = fingerprint(recipe, {str(i): sha256_file(p) for i, p in enumerate(images)})
+    fitted = fit(recipe, samples, model_path)
+    facts = {str(i): sha256_file(p) for i, p in enumerate(images)}
+    if fitted.batch_tokens is not None:
+        facts["batch_tokens"] = str(fitted.batch_tokens)
+    found = fingerprint(recipe, facts)
     output = Path(recipe.output_path).expanduser() if recipe.output_path else None
     scales = Path(recipe.scale_path).expanduser() if recipe.scale_path else None
     place = output or scales or Path("cmibq")
     journal = Journal(place.absolute().parent / f".{place.name}.work", found)
-    job = Job(recipe, found, model_path, adapter, samples, journal, output, scales)
+    job = Job(recipe, found, model_path, adapter, samples, journal, output, scales, fitted)
     if scales is not None and not recipe.run_process:
         check_made_for(scales, {n: getattr(recipe, n) for n in _SCALED_FOR})
     _check_outputs(job)

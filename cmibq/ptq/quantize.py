@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.data import Encoded, collate, context_length, encode_calibration
+from cmibq.data import Encoded, collate
 from cmibq.errors import StorageError
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import best_layout, is_package, load_scales, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
-from cmibq.models import LoadedModel, check_weights, load, load_processor, save_float
+from cmibq.models import LoadedModel, check_weights, load, save_float
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.capture import Place
+from cmibq.ptq.fit import encoded
 from cmibq.ptq.job import NOTE, Job, prepare
 from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.run import from_entries, process_, to_entries
@@ -175,7 +176,7 @@ def _streams(
         samples,
         reference=job.recipe.variant == "reference",
         gradients=gradients,
-        tokens=job.batch_tokens,
+        tokens=job.fit.batch_tokens,
         room=place.room,
         team=place.team,
     )
@@ -187,8 +188,7 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
 
     recipe = job.recipe
     team = place.team
-    context = context_length(job.model_path)
-    samples = encode_calibration(job.samples, load_processor(job.model_path), recipe, context)
+    samples = encoded(recipe, job.samples, job.model_path)
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model))
@@ -261,7 +261,7 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
         if skipped:
             notes = _earlier_notes(job)
         else:
-            place = Place(Room(job.journal.scratch, job.room, job.limit), team)
+            place = Place(Room(job.journal.scratch, job.fit.room, job.fit.limit), team)
             with place.room.guarded():
                 notes = _work(job, progress, place)
     return QuantizeResult(

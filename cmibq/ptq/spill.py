@@ -9,7 +9,6 @@ hard limit (`Room.limit`) a thread gives them back before that.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import mmap
 import os
@@ -24,12 +23,12 @@ import torch
 from torch import Tensor
 
 from cmibq.fileio import explain
+from cmibq.memory import page_out
 
 __all__ = ["Room", "resident"]
 
 _ALIGN = 64
 _PAGE = mmap.ALLOCATIONGRANULARITY
-_PAGE_OUT = 21  # MADV_PAGEOUT: never loses what was written, unlike MADV_DONTNEED
 _POLL_SECONDS = 0.01
 _WEIGHTS = ".safetensors"
 _numbers = itertools.count()
@@ -45,13 +44,12 @@ def resident() -> int:
 
 
 def _page_out_weights() -> None:
-    """Give back pages of weight files that are mapped; the next use reads them from disk again."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
+    """Give back all weights that are mapped from files."""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
             if line.endswith(_WEIGHTS):
                 start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGE_OUT)
+                page_out(start, end - start)
 
 
 class Room:

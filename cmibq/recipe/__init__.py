@@ -10,6 +10,7 @@ from cmibq.recipe.base import MOST_THREADS, SCOPES, parse_model_args, parse_scop
 from cmibq.recipe.evaluate import EvalConfig
 from cmibq.recipe.identity import fingerprint
 from cmibq.recipe.quant import QuantRecipe
+from cmibq.recipe.sizes import format_size, parse_size
 
 __all__ = [
     "MOST_THREADS",
@@ -17,6 +18,8 @@ __all__ = [
     "EvalConfig",
     "QuantRecipe",
     "fingerprint",
+    "format_size",
     "parse_model_args",
     "parse_scope",
+    "parse_size",
 ]

@@ -18,7 +18,7 @@ __all__ = ["fingerprint"]
 
 _NO_EFFECT = frozenset(  # on what comes out
     "name model_args data_path image_folder text_data_path scale_path output_path run_process"
-    " threads overwrite verify".split()
+    " threads max_memory overwrite verify".split()
 )
 
 

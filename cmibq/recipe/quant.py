@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmibq.recipe.base import MOST_THREADS, VARIANTS, Weights, at_least, choice, opt, require
+from cmibq.recipe.sizes import parse_size
 
 __all__ = ["QuantRecipe"]
 
@@ -67,6 +68,7 @@ class QuantRecipe(Weights):
     verify: bool = opt(True, "open the result and compare it with the float model")
     seed: int = opt(42, "seed of the choice of samples")
     threads: int | None = opt(None, "threads; null takes those of the process")
+    max_memory: str = opt("", "most memory of the process, such as 4GB; data goes to files beyond")
     overwrite: bool = opt(False, "replace results of another recipe at output_path or scale_path")
 
     def __post_init__(self) -> None:
@@ -96,6 +98,8 @@ class QuantRecipe(Weights):
         at_least("n_samples", self.n_samples, 1)
         at_least("seed", self.seed, 0)
         at_least("threads", self.threads, 1, MOST_THREADS)
+        if self.max_memory:
+            parse_size("max_memory", self.max_memory)
         self._check_calibration()
 
     def _check_format(self) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from cmibq.errors import StorageError
 from cmibq.ptq import quantize
+from cmibq.ptq.fit import Fit
 from cmibq.ptq.spill import Room, resident
 from cmibq.recipe import QuantRecipe
 
@@ -103,7 +104,7 @@ def test_a_run_on_files_gives_the_same_bytes(
     real = MODULE.prepare
 
     def on_files(*args: Any) -> Any:
-        return replace(real(*args), room=0, batch_tokens=None)
+        return replace(real(*args), fit=Fit(room=0))
 
     def note(*args: Any) -> Room:
         rooms.append(Room(*args))
@@ -134,7 +135,7 @@ def test_a_full_disk_ends_a_run_with_its_blocks_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "prepare", lambda *a: replace(real(*a), room=0))
+        patch.setattr(MODULE, "prepare", lambda *a: replace(real(*a), fit=Fit(room=0)))
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(StorageError, match="free space"):
             quantize(asked, progress=False)

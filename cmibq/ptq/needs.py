@@ -1,0 +1,285 @@
+"""How much memory and disk a run needs, from shapes and token counts; no weight is read.
+
+The same arithmetic makes the plan that ``cmibq plan`` shows and keeps ``max_memory``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cmibq.alloc.size import row_bytes
+from cmibq.data import Encoded
+from cmibq.models import read_family, skeleton
+from cmibq.ptq.blocks import pass_sizes
+from cmibq.ptq.stream import batch_rows
+from cmibq.recipe import QuantRecipe
+
+__all__ = ["SLACK", "WINDOW", "Needs", "Shape", "Tokens", "count_tokens", "needs", "read_shape"]
+
+WINDOW = 64 << 20
+"""Bytes for pages of files that are being read."""
+SLACK = 64 << 20  # heap that is free but not given back, buffers of libraries
+_HEAD_TOKENS = 256
+_GRADIENT_STATES, _GRADIENT_INNER = 12, 7
+_FORWARD_STATES, _FORWARD_INNER = 8, 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model in numbers.
+
+    Args:
+        file_bytes: size of its weights.
+        itemsize: bytes of a weight.
+        blocks: decoder blocks.
+        block_params: parameters of one.
+        hidden: width of hidden states.
+        inner: outputs of the widest layer of a block.
+        vocabulary: outputs of the head.
+        tower: outputs of the widest layer outside the decoder and head; 0 without one.
+        groups: (name, inputs, weights, whether a module is run) of each group of a block.
+        others: inputs of linear layers of a block that are in no group.
+        layers: (outputs, inputs) of the linear layers of a block.
+    """
+
+    file_bytes: int
+    itemsize: int
+    blocks: int
+    block_params: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    tower: int
+    groups: tuple[tuple[str, int, int, bool], ...]
+    others: tuple[int, ...]
+    layers: tuple[tuple[int, int], ...]
+
+    @property
+    def model(self) -> int:
+        """Bytes of the model in memory."""
+        return self.file_bytes
+
+    def packed(self, recipe: QuantRecipe) -> int:
+        """Return the bytes of the layers of one block as packed."""
+        one = {
+            "bits": recipe.w_bit,
+            "group": recipe.group_size,
+        }
+        return sum(n * row_bytes(k, symmetric=recipe.symmetric, **one) for n, k in self.layers)
+
+    def rest(self) -> int:
+        """Return the bytes of what is not quantised."""
+        linear = sum(n * k for n, k in self.layers) * self.blocks
+        return max(self.file_bytes - linear * self.itemsize, 0)
+
+
+def read_shape(path: Path) -> Shape:
+    """Return the numbers of a model folder.
+
+    Raises:
+        ModelError: it is no supported model.
+    """
+    adapter, model = read_family(path), skeleton(path)
+    params = sum(p.numel() for p in model.parameters())
+    size = sum(f.stat().st_size for f in path.glob("*.safetensors"))
+    (name, block), *more = adapter.blocks(model)
+    modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
+    linears = {n: m for n, m in modules.items() if isinstance(m, nn.Linear)}
+    groups = adapter.groups(name, block)
+    grouped = {n for g in groups for n in g.linears}
+    head = adapter.lm_head(model).get_parameter("weight")
+    inside = f"{adapter.decoder_path}."
+    tower = [
+        m.out_features
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and not n.startswith(inside) and n != adapter.head_path
+    ]
+    return Shape(
+        file_bytes=size,
+        itemsize=max(round(size / max(params, 1)), 1),
+        blocks=1 + len(more),
+        block_params=sum(p.numel() for p in block.parameters()),
+        hidden=head.shape[1],
+        inner=max(m.out_features for m in linears.values()),
+        vocabulary=head.shape[0],
+        tower=max(tower, default=0),
+        groups=tuple(
+            (
+                g.name,
+                linears[g.linears[0]].in_features,
+                sum(linears[n].weight.numel() for n in g.linears),
+                g.inspect not in g.linears,
+            )
+            for g in groups
+        ),
+        others=tuple(m.in_features for n, m in linears.items() if n not in grouped),
+        layers=tuple((m.out_features, m.in_features) for m in linears.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Calibration data in numbers.
+
+    Args:
+        batches: (samples, tokens of the longest) of each batch.
+        kept: tokens that take part in a search.
+        longest: tokens of the longest sample.
+        answers: tokens with a loss.
+        images: different images.
+        features: image tokens of one image.
+    """
+
+    batches: tuple[tuple[int, int], ...]
+    kept: int
+    longest: int
+    answers: int
+    images: int
+    features: int
+
+    @property
+    def padded(self) -> int:
+        """Tokens with pads."""
+        return sum(b * t for b, t in self.batches)
+
+    @property
+    def largest(self) -> int:
+        """Tokens of the largest batch."""
+        return max((b * t for b, t in self.batches), default=0)
+
+
+def count_tokens(
+    samples: Sequence[Encoded], width: int, *, reference: bool, tokens: int | None = None
+) -> Tokens:
+    """Return the numbers of some samples; see `batch_rows` for the arguments."""
+    lengths = [len(s) for s in samples]
+    rows = batch_rows(lengths, width, reference=reference, tokens=tokens) if samples else []
+    batches = tuple((len(row), max(lengths[i] for i in row)) for row in rows)
+    paths = [p for s in samples for p in s.sample.images]
+    marks = sum(int(s.vision.sum()) for s in samples)
+    return Tokens(
+        batches,
+        sum(b * t for b, t in batches) if reference else sum(lengths),
+        max(lengths, default=0),
+        sum(int(s.answer.sum()) for s in samples),
+        len(set(paths)),
+        -(-marks // len(paths)) if paths else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a run needs.
+
+    Args:
+        base: what the process takes before it begins.
+        model: weights, mapped from their files.
+        phases: phase -> what it needs beside them, without tensors of all tokens.
+        stored: (what, bytes) of tensors of all tokens, in the order in which they are made.
+        result: (what, bytes) on disk in the end.
+    """
+
+    base: int
+    model: int
+    phases: dict[str, int]
+    stored: tuple[tuple[str, int], ...]
+    result: tuple[tuple[str, int], ...]
+
+    @property
+    def smallest(self) -> int:
+        """Least memory that works: tensors of all tokens in files, weights read when needed."""
+        return self.base + max(self.phases.values()) + WINDOW + SLACK
+
+    def room(self, cap: int) -> int:
+        """Return how many bytes of tensors of all tokens may stay in memory under a cap."""
+        return max(cap - self.smallest - self.model, 0)
+
+    def scratch(self, room: int | None) -> int:
+        """Return the bytes that go to files."""
+        if room is None:
+            return 0
+        held = filed = 0
+        for _, size in self.stored:
+            held, filed = (held + size, filed) if held + size <= room else (held, filed + size)
+        return filed
+
+    def peak(self, room: int | None = None, cap: int | None = None) -> int:
+        """Return the largest resident memory."""
+        stored = sum(size for _, size in self.stored) - self.scratch(room)
+        search = max(self.phases["search"] + stored, *self.phases.values())
+        peak = self.base + self.model + search
+        return peak if cap is None else min(peak, cap)
+
+
+def _phases(recipe: QuantRecipe, shape: Shape, tokens: Tokens) -> dict[str, int]:
+    block = 4 * shape.block_params if shape.itemsize < 4 else 0
+    states, inner, batch = 4 * shape.hidden, 4 * shape.inner, tokens.largest
+    masks = sum(b * t * t for b, t in tokens.batches)
+    forward = batch * (_FORWARD_STATES * states + _FORWARD_INNER * inner)
+    images = min(tokens.images, 64) * (tokens.features + 1) * shape.tower * shape.itemsize * 4
+    made = {"images": min(images, 256 << 20), "search": 0, "pack": 0}
+    if recipe.reweight:
+        inputs = shape.blocks * batch * shape.hidden * shape.itemsize
+        head = 3 * 4 * min(_HEAD_TOKENS, tokens.answers) * shape.vocabulary
+        backward = batch * (_GRADIENT_STATES * states + _GRADIENT_INNER * inner)
+        made["gradients"] = inputs + max(block + backward, head) + masks
+    # A candidate: scaled weights, rounded weights and those divided again, in float32.
+    weights = max((3 * 4 * w for _, _, w, _ in shape.groups), default=0)
+    if tokens.batches:
+        made["search"] = block + weights + forward + masks
+    largest = max(n * k for n, k in shape.layers)
+    made["pack"] = block + 3 * 4 * largest
+    return made
+
+
+def _stored(shape: Shape, tokens: Tokens) -> list[tuple[str, int]]:
+    if not tokens.batches:
+        return []
+    widths = [k for _, k, _, _ in shape.groups]
+    runs = [r for _, _, _, r in shape.groups]
+    passes = pass_sizes(widths, tokens.kept)
+    ends = list(itertools.accumulate(passes))
+    most, others = 0, sum(shape.others)
+    for number, (end, count) in enumerate(zip(ends, passes, strict=True)):
+        rows = sum(widths[end - count : end]) + (0 if number else others)
+        target = shape.hidden if any(runs[end - count : end]) else 0
+        most = max(most, rows + target)
+    states = 4 * shape.hidden * tokens.padded
+    return [
+        ("hidden states", states),
+        ("outputs of a block", states),
+        ("inputs of layers", 4 * most * tokens.kept),
+    ]
+
+
+def needs(recipe: QuantRecipe, shape: Shape, tokens: Tokens, base: int) -> Needs:
+    """Return what a run needs.
+
+    Args:
+        recipe: what to do.
+        shape: of the model.
+        tokens: of the calibration data.
+        base: resident bytes of a process that has loaded its libraries.
+    """
+    scales = sum(4 * k for _, k, _, _ in shape.groups) * shape.blocks
+    result = []
+    if recipe.output_path:
+        if recipe.pseudo_quant:
+            result.append(("model", shape.file_bytes))
+        else:
+            result.append(("packed layers", shape.packed(recipe) * shape.blocks))
+            result.append(("other weights", shape.rest()))
+    if recipe.run_process and recipe.scale_path:
+        result.append(("scales", scales))
+    return Needs(
+        base,
+        shape.model,
+        _phases(recipe, shape, tokens),
+        tuple(_stored(shape, tokens)),
+        tuple(result),
+    )
