@@ -53,8 +53,11 @@ def _local(model: nn.Module, name: str) -> str:
     return name if name in known else name.removeprefix(prefix)
 
 
-def _replace_layers(model: nn.Module, values: dict[str, Any], where: Path) -> None:
+def _replace_layers(model: nn.Module, values: dict[str, Any], where: Path) -> dict[str, nn.Module]:
     """Swap layers by name; shared ones have no tensors of their own and wait for `_after_loading`.
+
+    Returns:
+        Name -> empty layer of those that share the codes, but not the module, of another one.
 
     Raises:
         PackageError: a layer is damaged or does not fit the model.
@@ -62,11 +65,16 @@ def _replace_layers(model: nn.Module, values: dict[str, Any], where: Path) -> No
     layers = _layers(values)
     for name, spec in layers.items():
         swap_(model, _local(model, name), spec, where)
+    waiting: dict[str, nn.Module] = {}
     for name, first in _shared(values).items():
         if first not in layers:
             raise PackageError(f"{where}: layer {name} is tied to {first}, which is missing")
-        share_(model, _local(model, name), _local(model, first), where)
+        if name in layers:
+            waiting[name] = model.get_submodule(_local(model, name))
+        else:
+            share_(model, _local(model, name), _local(model, first), where)
         model.set_submodule(_local(model, name), nn.Identity())
+    return waiting
 
 
 def _shared(values: dict[str, Any]) -> dict[str, str]:
@@ -76,7 +84,7 @@ def _shared(values: dict[str, Any]) -> dict[str, str]:
     return tied
 
 
-def _after_loading(model: nn.Module, values: dict[str, Any]) -> None:
+def _after_loading(model: nn.Module, values: dict[str, Any], waiting: dict[str, nn.Module]) -> None:
     """Refuse a model whose scales or widths are not those of a package; put shared layers in."""
     for name, layer in model.named_modules():
         if isinstance(layer, PackedLinear):
@@ -86,7 +94,10 @@ def _after_loading(model: nn.Module, values: dict[str, Any]) -> None:
             if widths is not None and (widths.is_meta or tuple(widths.tolist()) != layer.bits):
                 raise PackageError(f"layer {name}: strip_bits are not those of config.json")
     for name, first in _shared(values).items():
-        model.set_submodule(_local(model, name), model.get_submodule(_local(model, first)))
+        layer = model.get_submodule(_local(model, first))
+        if name in waiting:
+            waiting[name]._buffers.update(layer._buffers)
+        model.set_submodule(_local(model, name), waiting.get(name, layer))
     model.requires_grad_(False)
     tile_(model)
     accelerate_(model)
@@ -128,11 +139,11 @@ def _quantizer_class() -> type[Any]:
             where = Path(files[0]).parent
             if is_package(where):
                 load(where)
-            _replace_layers(model, self.quantization_config.to_dict(), where)
+            self._waiting = _replace_layers(model, self.quantization_config.to_dict(), where)
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-            _after_loading(model, self.quantization_config.to_dict())
+            _after_loading(model, self.quantization_config.to_dict(), self._waiting)
             return model
 
         def is_serializable(self, **kwargs: Any) -> bool:

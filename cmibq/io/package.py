@@ -26,9 +26,9 @@ from cmibq.io.layout import (
 )
 from cmibq.io.manifest import MANIFEST, FileInfo, LayerSpec, Manifest, read_manifest
 from cmibq.io.probe import ProbeCheck, align_, answer, compare
-from cmibq.io.restore import assign_, check_scales, share_, shared_layers, swap_
+from cmibq.io.restore import assign_, check_scales, follow_dtype_, share_, shared_layers, swap_
 from cmibq.io.tensors import read_tensors, write_tensors
-from cmibq.nn import PackedLinear, iter_packed
+from cmibq.nn import PackedEmbedding, PackedLinear, iter_packed
 from cmibq.recipe import MOST_THREADS
 
 __all__ = [
@@ -93,6 +93,7 @@ class Package:
         check_scales(tensors, self.manifest, self.path)
         tied = {a: b for a, b in self.manifest.tied.items() if a not in shared}
         assign_(model, tensors | buffers, tied, self.path)
+        follow_dtype_(model)
         return model.requires_grad_(False).eval()
 
 
@@ -138,11 +139,13 @@ def save(
     layers = {name: _describe(layer) for name, layer in iter_packed(model)}
     if not layers:
         raise ModelError("the model has no packed layer; run convert_ before it is saved")
-    form = layout_of(layout)
+    form = _layout_for(model, layout)
     align_(model)
     shared = shared_layers(model)
-    config = model_config(model, Path(source), layers, shared, form)
     parts, tied = _contents(model, layers, shared, form, probe)
+    end = ".qweight"
+    again = {n.removesuffix(end): a.removesuffix(end) for n, a in tied.items() if n.endswith(end)}
+    config = model_config(model, Path(source), layers, {**shared, **again}, form)
     with atomic_dir(out, overwrite=overwrite) as folder:
         files = {name: _write(folder / name, tensors) for name, tensors in parts.items()}
         write_json(folder / CONFIG, config)
@@ -238,8 +241,22 @@ def _contents(
 def best_layout(model: nn.Module) -> str:
     """Return the layout of `save` that most programs open and that can hold a model."""
     layers = {name: _describe(layer) for name, layer in iter_packed(model)}
-    portable = refusal(layers) is None and not shared_layers(model)
+    portable = refusal(layers) is None and not shared_layers(model) and not _packed_table(model)
     return METHOD if portable else "cmibq"
+
+
+def _layout_for(model: nn.Module, name: str) -> Layout:
+    form = layout_of(name)
+    if form is LAYOUTS[METHOD] and (table := _packed_table(model)):
+        raise ModelError(
+            f"{table} is a packed embedding, which transformers cannot open; write it with format"
+            " cmibq"
+        )
+    return form
+
+
+def _packed_table(model: nn.Module) -> str | None:
+    return next((n for n, m in iter_packed(model) if isinstance(m, PackedEmbedding)), None)
 
 
 def _describe(module: PackedLinear) -> LayerSpec:

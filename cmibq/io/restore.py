@@ -12,7 +12,15 @@ from cmibq.errors import CmibqError, PackageError
 from cmibq.io.manifest import LayerSpec, Manifest
 from cmibq.nn import PackedEmbedding, PackedLinear, iter_packed
 
-__all__ = ["assign_", "check_scales", "packed_like", "share_", "shared_layers", "swap_"]
+__all__ = [
+    "assign_",
+    "check_scales",
+    "follow_dtype_",
+    "packed_like",
+    "share_",
+    "shared_layers",
+    "swap_",
+]
 
 
 def packed_like(spec: LayerSpec, old: nn.Module | None = None) -> PackedLinear:
@@ -114,9 +122,18 @@ def check_scales(tensors: Mapping[str, Tensor], manifest: Manifest, where: Path)
         widths = tensors.get(f"{name}.strip_bits")
         if widths is not None and tuple(widths.flatten().tolist()) != spec.bits:
             raise PackageError(f"{where}: strip_bits of layer {name} are not those of the manifest")
-        scales = tensors.get(f"{name}.scales")
+        own = f"{name}.scales"
+        scales = tensors.get(manifest.tied.get(own, own))
         if scales is None or not bool((torch.isfinite(scales) & (scales > 0)).all()):
             raise PackageError(f"{where}: layer {name} lacks scales that are finite and > 0")
+
+
+def follow_dtype_(model: nn.Module) -> None:
+    """Let packed embeddings give the data type that the float parameters of the model have."""
+    floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    for layer in model.modules():
+        if isinstance(layer, PackedEmbedding) and floats:
+            layer.dtype = max(set(floats), key=floats.count)
 
 
 def assign_(

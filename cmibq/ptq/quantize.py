@@ -29,6 +29,7 @@ from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.run import from_entries, process_, to_entries
 from cmibq.ptq.spill import Room
 from cmibq.ptq.stream import BatchStream, enter
+from cmibq.ptq.tables import pack_tables_
 from cmibq.ptq.team import join
 from cmibq.ptq.verify import Held, hold_out, verify_
 from cmibq.recipe import QuantRecipe
@@ -213,6 +214,7 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
         bar.update(total - bar.n)
     notes = _notes(job, loaded, found, samples)
     if team.leads:
+        pack_tables_(recipe, loaded)
         _write_scales(job, tables, found)
         _write_model(job, loaded, notes, samples)
         job.journal.remove()

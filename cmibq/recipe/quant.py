@@ -43,6 +43,8 @@ class QuantRecipe(Weights):
     w_sym: bool | None = opt(
         None, "symmetric weights; null: with a_bit below 16 or format compressed-tensors"
     )
+    embed_bit: int = opt(16, "bits of the token embedding: 2..8, or 16 to leave it as it is")
+    head_bit: int = opt(16, "bits of the output layer: 2..8, or 16 to leave it as it is")
     alpha: float = opt(0.5, "SmoothQuant's migration strength, 0..1")
     reweight: bool = opt(False, "weigh image against answer tokens by their gradients (mbq)")
     distort: bool = opt(False, "search on inputs as already quantised layers make them (mbq, awq)")
@@ -120,6 +122,19 @@ class QuantRecipe(Weights):
             "format is 'compressed-tensors' with pseudo_quant, which writes float weights; leave"
             " one of them out",
         )
+        require(
+            not portable or self.embed_bit == 16,
+            f"embed_bit is {self.embed_bit} with format 'compressed-tensors'; transformers opens"
+            " packed linear layers only, leave embed_bit out or set format to cmibq",
+        )
+        for name in ("embed_bit", "head_bit"):
+            bits = getattr(self, name)
+            require(bits in (*range(2, 9), 16), f"{name} is {bits}; allowed are 2..8 or 16 (float)")
+            require(
+                bits == 16 or not self.pseudo_quant,
+                f"{name} is {bits} with pseudo_quant, which leaves tables as they are; leave one of"
+                " them out",
+            )
         require(
             not self.symmetric or self.w_bit > 1,
             f"w_bit is {self.w_bit} with symmetric weights; they need w_bit 2..8",
