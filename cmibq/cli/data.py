@@ -1,4 +1,4 @@
-"""``cmibq data check FILE``: is a file of items usable, and what is in it."""
+"""``cmibq data``: is a file of items usable, what is in it; make a task of lmms-eval of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from cmibq.cli.options import read_options
 from cmibq.cli.output import say
-from cmibq.errors import ConfigError
+from cmibq.errors import ConfigError, nearest
 from cmibq.recipe.base import at_least, opt
 
 if TYPE_CHECKING:
     from cmibq.data.survey import Survey
 
-__all__ = ["DataCheck", "run"]
+__all__ = ["DataCheck", "DataTask", "run"]
 
 _WIDTH = 100
+_USAGE = """usage: cmibq data check FILE [options]
+       cmibq data task FILE --out DIR [options]
+
+check  look at every record, image and length; exit with 1 where something cannot be used
+task   make a task of lmms-eval of a file of questions
+
+'cmibq data check --help' lists the options of an action."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,30 @@ class DataCheck:
         at_least("problems", self.problems, 0)
 
 
+@dataclass(frozen=True)
+class DataTask:
+    """What ``cmibq data task`` writes.
+
+    Raises:
+        ConfigError: the file or the folder is not named.
+    """
+
+    file: str = opt("", "questions with answers: .json, .jsonl or .parquet")
+    out: str = opt("", "folder of the task, for --include_path")
+    name: str = opt("local", "name of the task, for --tasks")
+    metric: str = opt("exact_match", "exact_match or vqa")
+    image_folder: str = opt("", "folder that image paths start from; default: that of the file")
+    max_new_tokens: int = opt(16, "most tokens of an answer")
+
+    def __post_init__(self) -> None:
+        if not self.file or not self.out:
+            raise ConfigError("name a file and a folder: cmibq data task FILE --out DIR")
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+
+
 def _with_file(words: Sequence[str]) -> list[str]:
-    """Return the flags of ``check FILE --flags`` or ``check --flags FILE``."""
-    if not words or words[0] in ("-h", "--help"):
-        return ["--help"]
-    if words[0] != "check":
-        raise ConfigError(f"unknown action {words[0]!r}; known: 'check', as in cmibq data check F")
-    rest, named = list(words[1:]), list[str]()
+    """Return the flags of ``FILE --flags`` or ``--flags FILE``."""
+    rest, named = list(words), list[str]()
     alone = ("--json", "--help", "-h")
     for place, word in enumerate(rest):
         before = rest[place - 1] if place else ""
@@ -60,10 +84,19 @@ def _with_file(words: Sequence[str]) -> list[str]:
 
 def run(words: Sequence[str]) -> int:
     """Run the command; returns 1 if something cannot be used."""
+    if not words or words[0] in ("-h", "--help"):
+        say(_USAGE)
+        return 0
+    if words[0] not in _ACTIONS:
+        raise ConfigError(f"unknown action {words[0]!r}; {nearest(words[0], _ACTIONS)}")
+    return _ACTIONS[words[0]](_with_file(words[1:]))
+
+
+def _check(words: Sequence[str]) -> int:
     options = read_options(
         "data check",
         DataCheck,
-        _with_file(words),
+        words,
         about="Check a file of items: every record, every image, every length.",
         switches={"json": "print one JSON object instead of tables"},
         from_file=False,
@@ -79,6 +112,35 @@ def run(words: Sequence[str]) -> int:
     else:
         say("\n".join(_lines(found, asked)))
     return 1 if found.problems else 0
+
+
+def _task(words: Sequence[str]) -> int:
+    options = read_options(
+        "data task",
+        DataTask,
+        words,
+        about="Make a task of lmms-eval of a file of questions; everything stays local.",
+        from_file=False,
+        prog="cmibq data task FILE",
+    )
+    if options.done:
+        return 0
+    from cmibq.eval.local_task import write_task
+
+    asked = options.runs[0]
+    count = write_task(
+        asked.file,
+        asked.out,
+        name=asked.name,
+        metric=asked.metric,
+        image_folder=asked.image_folder,
+        max_new_tokens=asked.max_new_tokens,
+    )
+    say(f"{asked.out}: {count} questions; measure with --tasks {asked.name} --include_path DIR")
+    return 0
+
+
+_ACTIONS = {"check": _check, "task": _task}
 
 
 def _look(asked: DataCheck) -> Survey:

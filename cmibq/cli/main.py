@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
     "plan": ("plan", "predict memory, disk and time of a run before it is started"),
     "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
-    "data": ("data", "check a file of items: data check FILE"),
+    "data": ("data", "check a file of items, or make a task of lmms-eval of it"),
     "report": ("report", "make a web page and a JSON file from the results of eval"),
     "demo": ("demo", "run everything on a small model that ships with cmibq"),
     "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),

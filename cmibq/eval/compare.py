@@ -125,11 +125,16 @@ def _aligned(order: Sequence[Sample], name: str, samples: Sequence[Sample]) -> l
 
 
 def _columns(samples: Sequence[Sample], base: Sequence[Sample] | None) -> list[Array]:
-    correct = np.array([s.correct for s in samples], np.float64)
+    correct = np.array([s.credit for s in samples], np.float64)
     logprob = np.array([s.logprob for s in samples], np.float64)
     pairs = zip(samples, base if base is not None else samples, strict=True)
-    flips = np.array([(s.correct, s.pred) != (b.correct, b.pred) for s, b in pairs], np.float64)
+    flips = np.array([_answered(s) != _answered(b) for s, b in pairs], np.float64)
     return [correct, logprob, flips]
+
+
+def _answered(sample: Sample) -> tuple[float, str]:
+    """Return what was answered, and what that counts."""
+    return sample.credit, sample.pred if sample.score is None else sample.generated
 
 
 def _clusters(sample: Sample) -> tuple[object, ...]:

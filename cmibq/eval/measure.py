@@ -15,6 +15,8 @@ from cmibq import __version__
 from cmibq.errors import ConfigError, DataError
 from cmibq.eval.compare import Comparison
 from cmibq.eval.footprint import disk_bytes, peak_memory, weight_bytes
+from cmibq.eval.grade import graded, official_accuracy
+from cmibq.eval.lmms import evaluate_tasks
 from cmibq.eval.loading import open_model
 from cmibq.eval.pseudo import pseudo_quantize_
 from cmibq.eval.questions import data_hash, images_hash, load_items, load_questions
@@ -99,7 +101,7 @@ def _answers(samples: Sequence[Sample], cfg: EvalConfig) -> Json:
         "logprob": logprob.value,
         "logprob_stderr": logprob.stderr,
         "by_kind": {
-            kind: {"accuracy": sum(s.correct for s in some) / len(some), "n_questions": len(some)}
+            kind: {"accuracy": sum(s.credit for s in some) / len(some), "n_questions": len(some)}
             for kind in sorted({s.kind for s in samples})
             if (some := [s for s in samples if s.kind == kind])
         },
@@ -169,6 +171,10 @@ def _measure(cfg: EvalConfig, folder: Path, progress: bool) -> tuple[Json, list[
         questions = load_questions(folder, cfg.data_path, cfg.image_folder, cfg.limit)
         start = time.perf_counter()
         samples = score(loaded, questions, batch_size=cfg.batch_size, progress=progress)
+        if cfg.metric != "likelihood":
+            samples = graded(loaded, questions, samples, cfg, progress=progress)
+        if cfg.metric == "vqa":
+            about["vqa_leave_one_out"] = official_accuracy(questions, samples)
         seconds["score"] = time.perf_counter() - start
         rate = generation_rate(
             loaded, questions, prompts=cfg.speed_prompts, tokens=cfg.speed_tokens
@@ -189,13 +195,13 @@ def _measure(cfg: EvalConfig, folder: Path, progress: bool) -> tuple[Json, list[
 
 
 def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
-    """Measure a float model folder or a package on questions with known answers.
+    """Measure a float model folder or a package on questions with known answers, or on tasks.
 
     Writes ``result.json`` and ``samples.jsonl`` to ``cfg.output_path``, the result last. If a
     result of the same measurement is there already, it is returned and nothing is done.
 
     Args:
-        cfg: what to measure.
+        cfg: what to measure; with ``tasks`` see `cmibq.eval.lmms.evaluate_tasks`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -209,7 +215,8 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         StorageError: disk full or not permitted.
     """
     if cfg.tasks:
-        raise ConfigError("tasks is set; lmms-eval is not available yet, measure with data_path")
+        with torch_threads(cfg.threads):
+            return evaluate_tasks(cfg, progress=progress)
     folder = parse_model_args(cfg.model_args)
     with torch_threads(cfg.threads):
         fingerprint = _fingerprint(cfg, folder) if folder.is_dir() else ""
@@ -220,6 +227,7 @@ def evaluate(cfg: EvalConfig, *, progress: bool = True) -> Json:
         measured, samples = _measure(cfg, folder, progress)
         result: Json = {
             "name": cfg.name,
+            "metric": cfg.metric,
             **measured,
             **_answers(samples, cfg),
             "config": dataclasses.asdict(cfg),

@@ -28,6 +28,8 @@ class Sample:
         correct: whether all of them and the end are right: greedy decoding then gives `answer`.
         logprob: log-likelihood of the answer and its end, in nats.
         image: path of the (first) image as the item has it, or empty.
+        generated: what the model answered by itself (metrics exact_match and vqa), or empty.
+        score: what that answer counts, 0 to 1; None where nothing was generated.
     """
 
     id: str
@@ -39,9 +41,17 @@ class Sample:
     correct: bool
     logprob: float
     image: str = ""
+    generated: str = ""
+    score: float | None = None
+
+    @property
+    def credit(self) -> float:
+        """What the answer counts: the score of what was generated, else whether it is right."""
+        return float(self.correct) if self.score is None else self.score
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Sample)}
+_NEEDED = _FIELDS - {"image", "generated", "score"}
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -57,14 +67,16 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
 
 
 def _parse(row: object, where: str) -> Sample:
-    if not isinstance(row, dict) or not set(row) >= _FIELDS - {"image"}:
-        missing = _FIELDS - {"image"} - set(row) if isinstance(row, dict) else _FIELDS
+    if not isinstance(row, dict) or not set(row) >= _NEEDED:
+        missing = _NEEDED - set(row) if isinstance(row, dict) else _NEEDED
         raise DataError(f"{where}: no answer record; missing {', '.join(sorted(missing))}")
     fields = {key: value for key, value in row.items() if key in _FIELDS}
     try:
         fields["scans"] = tuple(fields["scans"])
         fields["logprob"] = float(fields["logprob"])
         fields["correct"] = bool(fields["correct"])
+        if fields.get("score") is not None:
+            fields["score"] = float(fields["score"])
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}") from error
     return Sample(**fields)

@@ -102,10 +102,10 @@ def _kinds(runs: Sequence[Run], table: Table) -> dict[str, Any]:
     for row in table.rows:
         run = by_name.get((row["method"], (row["w_bit"], row["w_group"], row["a_bit"])))
         if run is not None and kinds:
-            right: dict[str, list[bool]] = {kind: [] for kind in kinds}
+            right: dict[str, list[float]] = {kind: [] for kind in kinds}
             for sample in run.samples:
                 if sample.kind:
-                    right[sample.kind].append(sample.correct)
+                    right[sample.kind].append(sample.credit)
             shares = {kind: sum(hits) / len(hits) for kind, hits in right.items()}
             rows.append({"method": row["method"], "setting": row["setting"], "accuracy": shares})
     return {"names": kinds, "rows": rows}
