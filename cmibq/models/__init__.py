@@ -5,6 +5,7 @@ from __future__ import annotations
 from cmibq.models import internvl, llava, llava_next, llava_onevision, qwen2_vl
 from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of
 from cmibq.models.checks import (
+    call_of,
     check_groups,
     check_weights,
     fitting_group,
@@ -15,6 +16,7 @@ from cmibq.models.checks import (
 from cmibq.models.decode import accelerate_
 from cmibq.models.load import LoadedModel, load, read_family, save_float, skeleton, target_widths
 from cmibq.models.processor import load_processor
+from cmibq.models.rows import linears_of
 
 __all__ = [
     "MODELS",
@@ -23,11 +25,13 @@ __all__ = [
     "LoadedModel",
     "accelerate_",
     "adapter_of",
+    "call_of",
     "check_groups",
     "check_weights",
     "fitting_group",
     "float32_block",
     "internvl",
+    "linears_of",
     "llava",
     "llava_next",
     "llava_onevision",

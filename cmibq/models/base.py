@@ -41,6 +41,10 @@ def positions(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A model family.
@@ -108,6 +112,15 @@ class Adapter:
             f" family {self.family!r} an adapter that knows it"
         )
 
+    def projector(self, model: nn.Module) -> nn.Module:
+        """Return the module between tower and decoder, or what holds it if it is one layer.
+
+        Raises:
+            ModelError: it is not where the family has it.
+        """
+        path, module = self._part(model, self.projectors, "projector")
+        return model.get_submodule(path.rpartition(".")[0]) if _is_linear(module) else module
+
     def blocks(self, model: nn.Module, scope: str = "lm") -> list[tuple[str, nn.Module]]:
         """Return (name in the model, block) of blocks, in order: of the decoder, then vision ones.
 
@@ -129,6 +142,15 @@ class Adapter:
             for path in paths
             for n, m in model.get_submodule(path).named_children()
         ]
+
+    def numbered(self, model: nn.Module, scope: str = "lm") -> list[tuple[int, str, nn.Module]]:
+        """Return (number, name, block) of blocks; vision blocks count on from the decoder's."""
+        parts, before = parse_scope(scope), len(self.blocks(model))
+        made = []
+        for part, start in (("lm", 0), ("vision", before)):
+            if part in parts:
+                made += [(start + i, *b) for i, b in enumerate(self.blocks(model, part))]
+        return made
 
     def groups(
         self, block_name: str, block: nn.Module, *, published: bool = False
@@ -172,7 +194,7 @@ class Adapter:
                 found += self.blocks(model, part)
         names = []
         for path, module in found:
-            whole = [path] if isinstance(module, nn.Linear) else []
+            whole = [path] if _is_linear(module) else []
             names += whole or [f"{path}.{n}" for n in linears_of(module)]
         return names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from cmibq.models.rows import linears_of
 from cmibq.search import LinearGroup, apply_scales_
 
 __all__ = [
+    "call_of",
     "check_groups",
     "check_weights",
     "fitting_group",
@@ -178,6 +180,17 @@ def _make(block: nn.Module) -> tuple[Any, ...]:
     )
 
 
+def call_of(
+    block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the input of a block and whatever else it is called with, by name."""
+    named = dict(kwargs)
+    if not args:
+        return named.pop("hidden_states"), named
+    names = list(inspect.signature(block.forward).parameters)
+    return args[0], {**dict(zip(names[1:], args[1:], strict=False)), **named}
+
+
 class _Reached(Exception):
     """Not an error: the block is reached, nobody needs the rest of the forward pass."""
 
@@ -196,9 +209,8 @@ def verify_groups(adapter: Adapter, model: nn.Module) -> None:
     for name, block in reversed(first.values()):
         seen: list[tuple[Tensor, dict[str, Any]]] = []
 
-        def note(_: nn.Module, args: Any, kwargs: Any, seen: Any = seen) -> None:
-            named = dict(kwargs)
-            seen.append((args[0] if args else named.pop("hidden_states"), named))
+        def note(block: nn.Module, args: Any, kwargs: Any, seen: Any = seen) -> None:
+            seen.append(call_of(block, args, kwargs))
             raise _Reached
 
         hook = block.register_forward_pre_hook(note, with_kwargs=True)

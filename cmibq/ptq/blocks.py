@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from cmibq.models import fitting_group
 from cmibq.ptq.capture import Recording, record, runner
 from cmibq.ptq.distort import advance_distorted_, record_distorted
 from cmibq.ptq.journal import BlockFound, GroupFound
@@ -25,7 +26,7 @@ from cmibq.search import (
     weight_spec,
 )
 
-__all__ = ["Task", "advance_", "pack_spec", "pass_sizes", "search_block"]
+__all__ = ["Task", "advance_", "fitted", "pack_spec", "pass_sizes", "search_block"]
 
 _VALUES_AT_ONCE = 1 << 28
 _ERROR_TOKENS = 256
@@ -36,6 +37,11 @@ def pack_spec(config: SearchConfig) -> QuantSpec:
     """Return how weights are packed: as searched, with scales that float16 holds."""
     spec = weight_spec(config)
     return replace(spec, mode=spec.range_mode | RangeMode.HALF_SCALE)
+
+
+def fitted(config: SearchConfig, width: int) -> SearchConfig:
+    """Return the configuration for rows of a width: groups of weights that divide them."""
+    return replace(config, group_size=fitting_group(width, config.group_size))
 
 
 def pass_sizes(widths: Sequence[int], tokens: int) -> list[int]:
@@ -68,8 +74,8 @@ def _errors(
         seen = fake_quantize_tokens(seen, config.act_bits)
     found = {}
     for name, w in weights.items():
-        scaled = w if scales is None else w * scales
-        out = seen @ fake_quantize_weight(scaled, weight_spec(config), name=name).T
+        scaled, spec = w if scales is None else w * scales, weight_spec(fitted(config, w.shape[1]))
+        out = seen @ fake_quantize_weight(scaled, spec, name=name).T
         want = x @ w.T
         found[name] = float((out - want).norm() / want.norm().clamp(min=1e-30))
     return found
@@ -115,7 +121,7 @@ def _search_group(
         calib = replace(calib, clean=runner(group, module, seen, streams, always=True))
     if task.config.effort == "race":
         calib = _with_rows(calib, module, own, seen, streams)
-    result = SEARCHES[task.method](calib, task.config)
+    result = SEARCHES[task.method](calib, fitted(task.config, x.shape[1]))
     errors = _errors(_some(x, streams), weights, result.scales, task.config)
     return GroupFound(result, errors, task.ratio(index, group))
 

@@ -61,8 +61,8 @@ def first(output: Any) -> Tensor:
 
 
 def masked(t: Tensor, keep: Tensor) -> Tensor:
-    """Return the kept tokens [t, C] of [B, T, C]; a view if all are kept."""
-    return t.flatten(0, 1) if bool(keep.all()) else t[keep]
+    """Return the kept tokens [t, C] of [B, T, C] or [N, C]; a view if all are kept."""
+    return t.flatten(0, -2) if bool(keep.all()) else t[keep]
 
 
 def parameter_keys(group: LinearGroup) -> list[str]:

@@ -16,7 +16,7 @@ from cmibq.io.manifest import FORMAT, MANIFEST
 from cmibq.models import Adapter, check_groups, read_family, target_widths
 from cmibq.ptq.fit import Fit, fit
 from cmibq.ptq.journal import Journal
-from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args
+from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args, parse_scope
 from cmibq.search import SEARCHES
 
 __all__ = ["NOTE", "Job", "check", "prepare"]
@@ -171,7 +171,9 @@ def prepare(recipe: QuantRecipe) -> Job:
     _check_scale_path(recipe)
     model_path = parse_model_args(recipe.model_args)
     adapter = read_family(model_path, model=recipe.model)
-    check_groups(target_widths(model_path), recipe.group_size)
+    target_widths(model_path, recipe.scope)  # refuses parts that are not there
+    if "lm" in parse_scope(recipe.scope):  # other parts take smaller groups where they must
+        check_groups(target_widths(model_path), recipe.group_size)
     samples = _samples(recipe)
     images = dict.fromkeys(p for s in samples for p in s.images)
     fitted = fit(recipe, samples, model_path)

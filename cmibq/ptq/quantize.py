@@ -6,7 +6,7 @@ import errno
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from cmibq.ptq.spill import Room
 from cmibq.ptq.stream import BatchStream, enter
 from cmibq.ptq.tables import pack_tables_
 from cmibq.ptq.team import join
+from cmibq.ptq.tower import process_tower_
 from cmibq.ptq.verify import Held, hold_out, verify_
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import QuantRecipe, parse_scope
 from cmibq.search import LinearGroup
 
 __all__ = ["QuantizeResult", "quantize"]
@@ -73,10 +74,12 @@ class QuantizeResult:
 
 def _known(job: Job, loaded: LoadedModel) -> dict[int, BlockFound] | None:
     """Return scales that need no search: those of a file, or none at all for rtn without data."""
-    recipe, blocks = job.recipe, loaded.adapter.blocks(loaded.model)
+    recipe = job.recipe
     if job.scales is not None and not recipe.run_process:
-        return from_entries(loaded, load_scales(job.scales).entries)
-    return None if job.samples else {i: {} for i in range(len(blocks))}
+        return from_entries(loaded, load_scales(job.scales).entries, recipe.scope)
+    if job.samples:
+        return None
+    return {i: {} for i, _, _ in loaded.adapter.numbered(loaded.model, recipe.scope)}
 
 
 def _finite(value: float) -> float | None:
@@ -87,7 +90,7 @@ def _notes(
     job: Job, loaded: LoadedModel, found: dict[int, BlockFound], samples: Sequence[Encoded]
 ) -> dict[str, Any]:
     """Return what is kept beside the weights: JSON values."""
-    names = [name for name, _ in loaded.adapter.blocks(loaded.model)]
+    names = {i: name for i, name, _ in loaded.adapter.numbered(loaded.model, job.recipe.scope)}
     rows = [(names[i], n, g) for i, block in sorted(found.items()) for n, g in block.items()]
     return {
         "fingerprint": job.fingerprint,
@@ -160,7 +163,7 @@ def _write_model(
 
 
 def _write_scales(
-    job: Job, tables: Sequence[Sequence[LinearGroup]], found: dict[int, BlockFound]
+    job: Job, tables: Mapping[int, Sequence[LinearGroup]], found: dict[int, BlockFound]
 ) -> None:
     if job.scales is None or not job.recipe.run_process or job.scales_are_made:
         return
@@ -192,25 +195,24 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     samples = encoded(recipe, job.samples, job.model_path)
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
-    check_weights(loaded.model, adapter.targets(loaded.model))
+    check_weights(loaded.model, adapter.targets(loaded.model, recipe.scope))
     held = hold_out(job, loaded, samples) if team.leads else None
     known = _known(job, loaded)
     published = recipe.variant == "reference"
-    blocks = adapter.blocks(loaded.model)
-    tables = [adapter.groups(*block, published=published) for block in blocks]
-    total = sum(map(len, tables))
+    tables = {
+        i: adapter.groups(name, block, published=published)
+        for i, name, block in adapter.numbered(loaded.model, recipe.scope)
+    }
+    total = sum(map(len, tables.values()))
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
     with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:
-        found = process_(
-            recipe,
-            loaded,
-            functools.partial(_streams, job, loaded, samples, place),
-            job.journal,
-            known=known,
-            change=job.output is not None and team.leads,
-            tick=bar.update,
-            place=place,
-        )
+        change = job.output is not None and team.leads
+        how: dict[str, Any] = {"known": known, "change": change, "tick": bar.update, "place": place}
+        found: dict[int, BlockFound] = {}
+        if "lm" in parse_scope(recipe.scope):
+            source = functools.partial(_streams, job, loaded, samples, place)
+            found |= process_(recipe, loaded, source, job.journal, **how)
+        found |= process_tower_(recipe, loaded, samples, job.journal, **how)
         bar.update(total - bar.n)
     notes = _notes(job, loaded, found, samples)
     if team.leads:
@@ -238,7 +240,7 @@ def _earlier_notes(job: Job) -> dict[str, Any]:
 
 
 def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
-    """Quantise the language model of a vision-language model.
+    """Quantise the language model of a vision-language model, and what else is in scope.
 
     Everything that can be checked is checked first. What is found is kept block by block, so a
     killed run goes on where it was; a finished run is not repeated. Files appear complete or not

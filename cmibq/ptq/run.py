@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
 from cmibq.io import ScaleEntry
-from cmibq.models import LoadedModel
+from cmibq.models import Adapter, LoadedModel, linears_of, verify_block
 from cmibq.nn import convert_
-from cmibq.ptq.blocks import advance_, pack_spec, search_block
+from cmibq.ptq.blocks import advance_, fitted, pack_spec, search_block
 from cmibq.ptq.capture import PLACE, Place
 from cmibq.ptq.distort import apply_found_
 from cmibq.ptq.journal import BlockFound, GroupFound, Journal
@@ -23,7 +23,7 @@ from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
 from cmibq.search import GroupResult, LinearGroup, SearchConfig, weight_spec
 
-__all__ = ["from_entries", "process_", "search_config", "to_entries"]
+__all__ = ["from_entries", "process_", "round_", "search_config", "to_entries"]
 
 Source = Callable[[bool], Iterable[BatchStream]]
 """Yields the calibration batches; told whether gradients will be wanted."""
@@ -68,15 +68,22 @@ def _calibrate(
     return [next(own) if team.has(b) else s for b, s in enumerate(outlines)], ratios
 
 
-def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int, BlockFound]:
+def from_entries(
+    loaded: LoadedModel, entries: Sequence[ScaleEntry], scope: str = "lm"
+) -> dict[int, BlockFound]:
     """Return the scales of a file per block and group.
+
+    Args:
+        loaded: the model.
+        entries: what the file has.
+        scope: parts of the model, see `Adapter.targets`.
 
     Raises:
         ModelError: an entry belongs to no group of the model; names it.
     """
     places = {}
     found: dict[int, BlockFound] = {}
-    for index, (name, block) in enumerate(loaded.adapter.blocks(loaded.model)):
+    for index, name, block in loaded.adapter.numbered(loaded.model, scope):
         found[index] = {}
         for group in loaded.adapter.groups(name, block):
             key = ScaleEntry(group.prev, group.linears, torch.ones(1)).place
@@ -94,35 +101,35 @@ def from_entries(loaded: LoadedModel, entries: Sequence[ScaleEntry]) -> dict[int
 
 
 def to_entries(
-    tables: Sequence[Sequence[LinearGroup]], found: dict[int, BlockFound]
+    tables: Mapping[int, Sequence[LinearGroup]], found: dict[int, BlockFound]
 ) -> list[ScaleEntry]:
     """Return what was found as entries of a file of scales, in the order of application.
 
     Args:
-        tables: the groups of every block.
+        tables: the groups of every block, by its number.
         found: what was found per block.
     """
     entries = []
-    for index, groups in enumerate(tables):
+    for index, groups in tables.items():
         for group in groups:
-            one = found[index].get(group.name)
+            one = found.get(index, {}).get(group.name)
             if one is not None and one.result.scales is not None:
                 entries.append(ScaleEntry(group.prev, group.linears, one.result.scales))
     return entries
 
 
-def _round_(recipe: QuantRecipe, loaded: LoadedModel, name: str, block: nn.Module) -> None:
-    """Quantise the linear layers of a block, whose parameters are float32."""
+def round_(recipe: QuantRecipe, loaded: LoadedModel, names: Sequence[str]) -> None:
+    """Quantise linear layers of a model, whose parameters are float32, in place."""
     config = search_config(recipe)
-    names = [f"{name}.{n}" for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    weights = {n: loaded.model.get_parameter(f"{n}.weight") for n in names}
+    fits = {n: fitted(config, w.shape[1]) for n, w in weights.items()}
     if not recipe.pseudo_quant:
-        spec = pack_spec(config)
-        convert_(loaded.model, dict.fromkeys(names, spec), act_bits=recipe.a_bit)
+        specs = {n: pack_spec(fit) for n, fit in fits.items()}
+        convert_(loaded.model, specs, act_bits=recipe.a_bit)
         return
-    for n in names:
-        weight = loaded.model.get_parameter(f"{n}.weight")
+    for n, weight in weights.items():
         with torch.no_grad():
-            weight.copy_(fake_quantize_weight(weight, weight_spec(config), name=n))
+            weight.copy_(fake_quantize_weight(weight, weight_spec(fits[n]), name=n))
 
 
 def _task(
@@ -136,6 +143,22 @@ def _task(
     return Task(loaded.adapter, recipe.method, config, ratios, tick, place, recipe.distort)
 
 
+def _known(
+    numbers: Sequence[int], known: dict[int, BlockFound], journal: Journal, team: Team
+) -> dict[int, BlockFound]:
+    """Return what is known of some blocks beforehand or from the journal of the first process."""
+    found = {i: one for i, one in known.items() if i in numbers}
+    for index in [i for i in numbers if i not in found]:
+        if (one := journal.read_block(index) if team.leads else None) is not None:
+            found[index] = one
+    return team.first(found)
+
+
+def _verify(adapter: Adapter, name: str, block: nn.Module, stream: BatchStream) -> None:
+    """Check the groups of a first block on what it is really given."""
+    verify_block(adapter, name, block, stream.hidden, stream.calls[0])
+
+
 def process_(
     recipe: QuantRecipe,
     loaded: LoadedModel,
@@ -146,6 +169,7 @@ def process_(
     change: bool = True,
     tick: Callable[[], object] = lambda: None,
     place: Place = PLACE,
+    part: str = "lm",
 ) -> dict[int, BlockFound]:
     """Find the scales of all blocks, fuse them and quantise the linear layers, in place.
 
@@ -158,35 +182,36 @@ def process_(
         change: False leaves the model float and only searches.
         tick: called after every group that was searched.
         place: room and processes; all of them find the same, the first one keeps the journal.
+        part: whose blocks, ``"lm"`` or ``"vision"``.
 
     Returns:
-        What was found per block.
+        What was found per block, by its number (`Adapter.numbered`).
     """
     team = place.team
-    blocks = loaded.adapter.blocks(loaded.model)
-    found = dict(known or {})
-    for index in [i for i in range(len(blocks)) if i not in found]:
-        if (one := journal.read_block(index) if team.leads else None) is not None:
-            found[index] = one
-    found = team.first(found)
-    last = max((i for i in range(len(blocks)) if i not in found), default=-1)
+    blocks = loaded.adapter.numbered(loaded.model, part)
+    numbers = [number for number, _, _ in blocks]
+    found = _known(numbers, known or {}, journal, team)
+    last = max((i for i in numbers if i not in found), default=-1)
     streams: list[BatchStream] = []
     ratios = None
     if last >= 0:
         streams, ratios = _calibrate(recipe, loaded, source, journal, team)
     task = _task(recipe, loaded, ratios, tick, place)
-    for index, (name, block) in enumerate(blocks):
+    for number, name, block in blocks:
+        index = number - numbers[0]
         with float32_block(block, changes=change):
             outputs: list[Tensor] = []
-            if index not in found:
-                found[index], outputs = search_block(task, index, name, block, streams)
+            if not index and part == "vision" and streams and team.has(0):
+                _verify(loaded.adapter, name, block, streams[0])
+            if number not in found:
+                found[number], outputs = search_block(task, index, name, block, streams)
                 if team.leads:
-                    journal.write_block(index, found[index])
-            if index < last:
-                advance_(task, index, name, block, streams, outputs, found[index])
+                    journal.write_block(number, found[number])
+            if number < last:
+                advance_(task, index, name, block, streams, outputs, found[number])
             else:
                 streams = []
             if change:
-                apply_found_(loaded.adapter, name, block, found[index])
-                _round_(recipe, loaded, name, block)
+                apply_found_(loaded.adapter, name, block, found[number])
+                round_(recipe, loaded, [f"{name}.{n}" for n in linears_of(block)])
     return found

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from cmibq.data import Batch, Encoded, Picture, Pixels, collate, join_pixels, load_images, plan
 from cmibq.data.batch import IGNORE
-from cmibq.models import LoadedModel, float32_block
+from cmibq.models import LoadedModel, call_of, float32_block
 from cmibq.ptq.spill import Room
 from cmibq.ptq.team import ALONE, Team
 
@@ -185,9 +185,9 @@ def run_blocks(
     calls: list[dict[str, Any]] = []
     as_float32 = _Float32()
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = dict(kwargs)
-        inputs.append(args[0] if args else named.pop("hidden_states"))
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, named = call_of(block, args, kwargs)
+        inputs.append(hidden)
         calls.append(tree_map(as_float32, named))
         if len(inputs) == len(blocks):
             raise _Reached

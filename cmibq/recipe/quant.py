@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmibq.recipe.base import MOST_THREADS, VARIANTS, Weights, at_least, choice, opt, require
+from cmibq.recipe.base import (
+    MOST_THREADS,
+    VARIANTS,
+    Weights,
+    at_least,
+    choice,
+    opt,
+    parse_scope,
+    require,
+)
 from cmibq.recipe.sizes import parse_size
 
 __all__ = ["QuantRecipe"]
@@ -45,6 +54,7 @@ class QuantRecipe(Weights):
     )
     embed_bit: int = opt(16, "bits of the token embedding: 2..8, or 16 to leave it as it is")
     head_bit: int = opt(16, "bits of the output layer: 2..8, or 16 to leave it as it is")
+    scope: str = opt("lm", "what is quantised: lm, projector, vision, separated by commas")
     alpha: float = opt(0.5, "SmoothQuant's migration strength, 0..1")
     reweight: bool = opt(False, "weigh image against answer tokens by their gradients (mbq)")
     distort: bool = opt(False, "search on inputs as already quantised layers make them (mbq, awq)")
@@ -89,6 +99,11 @@ class QuantRecipe(Weights):
             not (self.pseudo_quant and self.a_bit < 16 and self.output_path),
             f"pseudo_quant with a_bit {self.a_bit} cannot be written as a model folder; leave"
             " output_path out and measure with eval --pseudo_quant",
+        )
+        require(
+            parse_scope(self.scope) == ("lm",) or self.variant == "default",
+            f"scope is {self.scope!r} with variant 'reference'; the published methods quantise the"
+            " language model alone, leave scope out",
         )
         require(0.0 <= self.alpha <= 1.0, f"alpha is {self.alpha}; allowed are 0..1")
         choice("variant", self.variant, VARIANTS)

@@ -128,3 +128,34 @@ def test_quantised_and_opened_again(
     assert len(made.groups) == (0 if method == "rtn" else 8)
     (sample, *_) = score(again, load_questions(tmp_path / "out", str(talks)), progress=False)
     assert sample.logprob < 0
+
+
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    [("awq", "vision"), ("rtn", "projector"), ("smoothquant", "lm,projector,vision")],
+)
+def test_tower_and_projector_are_quantised_on_request(
+    loaded: LoadedModel, talks: Path, tmp_path: Path, method: str, scope: str
+) -> None:
+    recipe = QuantRecipe(
+        model_args=f"pretrained={loaded.path}",
+        method=method,
+        scope=scope,
+        w_group=16,
+        a_bit=8 if method == "smoothquant" else 16,
+        n_grid=3,
+        n_samples=6,
+        data_path=str(talks),
+        run_process=method != "rtn",
+        output_path=str(tmp_path / "out"),
+        verify=False,
+    )
+    made = quantize(recipe, progress=False)
+    again, package = open_model(tmp_path / "out")
+    assert package is not None
+    assert check_probe(again.model, package).exact
+    assert set(package.manifest.layers) == set(loaded.adapter.targets(loaded.model, scope))
+    blocks = loaded.adapter.numbered(loaded.model, scope)
+    groups = [g for _, n, b in blocks for g in loaded.adapter.groups(n, b)]
+    tried = [g for g in groups if g.prev_kind == "norm" or method == "awq"]
+    assert len(made.groups) == (0 if method == "rtn" else len(tried))

@@ -107,7 +107,7 @@ def run(name: str, folder: Path) -> tuple[LoadedModel, list[Any]]:
     # Weight-activation recipes are looked at without packing: activations are not rounded here.
     recipe = QuantRecipe(**options | OPTIONS[name], pseudo_quant=True)
     model = loaded()
-    tables = [LLAMA.groups(*b) for b in LLAMA.blocks(model.model)]
+    tables = {i: LLAMA.groups(n, b) for i, n, b in LLAMA.numbered(model.model)}
     found = process_(recipe, model, lambda g: source(model, g), Journal(folder, name))
     return model, to_entries(tables, found)
 

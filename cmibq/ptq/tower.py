@@ -1,0 +1,120 @@
+"""Quantising what stands before the decoder: vision blocks with scales, the projector without."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cmibq.data import Encoded
+from cmibq.errors import DataError
+from cmibq.models import LoadedModel, float32_block
+from cmibq.ptq.capture import PLACE, Place
+from cmibq.ptq.journal import BlockFound, Journal
+from cmibq.ptq.run import process_, round_
+from cmibq.ptq.spill import Room
+from cmibq.ptq.stream import BatchStream, image_batches, run_blocks
+from cmibq.ptq.team import ALONE, Team
+from cmibq.recipe import QuantRecipe, parse_scope
+
+__all__ = ["enter_tower", "process_tower_"]
+
+_MOST_PIXELS = 1 << 24  # values: some 50 images of 336 x 336, 28 000 patches of CLIP
+
+
+def enter_tower(
+    loaded: LoadedModel,
+    samples: Sequence[Encoded],
+    *,
+    room: Room | None = None,
+    team: Team = ALONE,
+) -> Iterator[BatchStream]:
+    """Bring images to the first vision block; all their patches count alike.
+
+    Images are taken in the order of the samples until there are 16 million pixel values; more
+    patches hardly move the scales.
+
+    Args:
+        loaded: the model, its vision tower float.
+        samples: calibration samples.
+        room: where hidden states are kept; None = in memory.
+        team: only the batches of this process are made.
+
+    Raises:
+        DataError: no sample has an image.
+    """
+    every = list(dict.fromkeys(p for s in samples for p in s.pictures))
+    if not every:
+        raise DataError(
+            "scope has vision but no calibration sample has an image; calibrate on items with"
+            " images (calib_data coco), or leave vision out"
+        )
+    adapter, model, room = loaded.adapter, loaded.model, room or Room(Path())
+    blocks = [b for _, b in adapter.blocks(model, "vision")]
+    number = used = 0
+    # A tower may be called apart for images that are alone in their sample.
+    for alone in (True, False):
+        pictures = [p for p in every if p.alone is alone]
+        for _, inputs in image_batches(pictures, loaded.processor):
+            used += inputs["pixel_values"].numel()
+            if number and used > _MOST_PIXELS:
+                return
+            if team.has(number):
+                run = functools.partial(adapter.image_features, model, inputs)
+                found, calls = run_blocks(blocks, run)
+                hidden = room.empty(tuple(found[0].shape), torch.float32).copy_(found[0])
+                yes = torch.ones(hidden.shape[:-1], dtype=torch.bool)
+                nothing = torch.empty(0, dtype=torch.int64)
+                yield BatchStream(hidden, calls, yes, yes, ~yes, ~yes, [], nothing)
+            number += 1
+
+
+def process_tower_(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    samples: Sequence[Encoded],
+    journal: Journal,
+    *,
+    known: dict[int, BlockFound] | None = None,
+    change: bool = True,
+    tick: Callable[[], object] = lambda: None,
+    place: Place = PLACE,
+) -> dict[int, BlockFound]:
+    """Do for vision blocks what `process_` does for the decoder, then round the projector.
+
+    Nothing is done for parts that are not in the recipe's scope.
+
+    Args:
+        recipe: what to do; gradients and distorted inputs are the decoder's alone.
+        loaded: the model; its decoder may be quantised already.
+        samples: calibration samples.
+        journal: as for `process_`.
+        known: as for `process_`.
+        change: False leaves the model as it is.
+        tick: called after every group that was searched.
+        place: room and processes.
+
+    Returns:
+        What was found per vision block, by its number (`Adapter.numbered`).
+    """
+    parts, found = parse_scope(recipe.scope), dict[int, BlockFound]()
+    plain = replace(recipe, reweight=False, distort=False)
+    if "vision" in parts:
+        found = process_(
+            plain,
+            loaded,
+            lambda _: enter_tower(loaded, samples, room=place.room, team=place.team),
+            journal,
+            known=known,
+            change=change,
+            tick=tick,
+            place=place,
+            part="vision",
+        )
+    if "projector" in parts and change:
+        with float32_block(loaded.adapter.projector(loaded.model)):
+            round_(plain, loaded, loaded.adapter.targets(loaded.model, "projector"))
+    return found
