@@ -7,9 +7,11 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cmibq.models.kvcache import growing
+from cmibq.models.prompt import prompt
 from cmibq.models.step import Memory, Step
 from cmibq.nn import Joined, PackedLinear
 from cmibq.ops.library import direct, wants_grad
@@ -81,7 +83,31 @@ class _Shared:
         self.__init__()  # type: ignore[misc]
 
 
-class _Fast:
+class _Copied:
+    """Mixed into a host's class at run time; copies and pickles name the host's class."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        mixin, base = type(self).__mro__[1], type(self).__mro__[3]
+        return _empty, (mixin, base), self.__dict__
+
+
+class _Host(_Copied):
+    """Mixed into the class of a model: its ``generate`` tells the layers that it is at work.
+
+    They then compute several tokens faster too, with other roundings than its forward pass.
+    """
+
+    def _prepare_cache_for_generation(self, config: Any, kwargs: Any, *rest: Any) -> Any:
+        made = super()._prepare_cache_for_generation(  # type: ignore[misc]
+            config, kwargs, *rest
+        )
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            cache._cmibq_generates = True
+        return made
+
+
+class _Fast(_Copied):
     """Mixed into the class of a decoder layer; one new token takes the short way."""
 
     _parts: Parts
@@ -89,30 +115,39 @@ class _Fast:
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention: Any = self._parts.attention
         cache = growing(kwargs.get("past_key_values"), attention.layer_idx)
-        if cache is not None and not args and hidden_states.shape[:2] == (1, 1):
-            made = _one_token(self._parts, hidden_states, cache, kwargs)
+        if cache is not None and not args and _plain(self._parts, hidden_states, kwargs):
+            made = None
+            if hidden_states.shape[:2] == (1, 1):
+                made = _one_token(self._parts, hidden_states, cache, kwargs)
+            elif getattr(kwargs["past_key_values"], "_cmibq_generates", False):
+                angles, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
+                made = prompt(self._parts, hidden_states, cache, mask, angles)
             if made is not None:
                 return made
         return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        base = type(self).__mro__[2]
-        return _empty, (base,), self.__dict__
 
-
-def _one_token(parts: Parts, hidden: Tensor, cache: Any, kwargs: Any) -> Tensor | None:
-    """Return the result of the layer for one token, or None where the host must compute it."""
-    config: Any = parts.attention.config
-    plain = (
-        kwargs.get("attention_mask") is None
-        and kwargs.get("position_embeddings") is not None
-        and config._attn_implementation == "sdpa"
-        and cache.is_initialized
+def _plain(parts: Parts, hidden: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Tell whether nothing is asked for that only the host can do."""
+    attention: Any = parts.attention
+    angles = kwargs.get("position_embeddings")
+    return (
+        angles is not None
+        and angles[0].dim() == 3
+        and angles[0].shape[-1] == attention.head_dim
+        and attention.config._attn_implementation == "sdpa"
+        and hidden.dtype in (torch.float32, torch.bfloat16)
         and not parts.hooked()
         and direct(hidden)
         and not wants_grad(hidden)
     )
-    if not plain or not parts.shared.lock.acquire(blocking=False):
+
+
+def _one_token(parts: Parts, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the result of the layer for one token, or None where the host must compute it."""
+    if kwargs.get("attention_mask") is not None or not cache.is_initialized:
+        return None
+    if not parts.shared.lock.acquire(blocking=False):
         return None
     try:
         step = parts.step
@@ -124,23 +159,25 @@ def _one_token(parts: Parts, hidden: Tensor, cache: Any, kwargs: Any) -> Tensor 
 
 
 @functools.cache
-def _fast_class(base: Any) -> Any:
-    return type(base.__name__, (_Fast, base), {"__module__": base.__module__})
+def _mixed(mixin: Any, base: Any) -> Any:
+    return type(base.__name__, (mixin, base), {"__module__": base.__module__})
 
 
-def _empty(base: Any) -> Any:
-    made = _fast_class(base)
+def _empty(mixin: Any, base: Any) -> Any:
+    made = _mixed(mixin, base)
     return made.__new__(made)
 
 
 def accelerate_(model: nn.Module) -> int:
     """Let the decoder layers of a model compute single new tokens without the host's overhead.
 
-    Only layers whose linears are all packed, of the kinds in `LAYERS`, take part; their names,
-    tensors and results for several tokens stay as they are, and so do ``model.generate`` and
-    everything else that calls them. A single token with a cache is then computed in float32
-    between the norms of a layer (also in bfloat16 models), its keys and values in the cache's
-    dtype. Hooks on submodules, masks, other caches and gradients fall back to the host's code.
+    Only layers whose linears are all packed, of the kinds in `LAYERS`, take part; their names and
+    tensors stay as they are, and so do ``model.generate`` and everything else that calls them. A
+    single token with a cache is then computed in float32 between the norms of a layer (also in
+    bfloat16 models), its keys and values in the cache's dtype. Where ``generate`` computes the
+    question, activation and residual sums are part of the products; any other pass of several
+    tokens stays bit for bit that of the host. Hooks on submodules, other caches, other attention
+    than ``sdpa``, gradients, and a mask on a single token fall back to the host's code.
 
     Args:
         model: changed in place; calling it again changes nothing more.
@@ -163,8 +200,11 @@ def accelerate_(model: nn.Module) -> int:
         parts = _parts(layer, shared)
         if parts is not None:
             layer._parts = parts  # type: ignore[assignment]
-            layer.__class__ = _fast_class(base)
+            layer.__class__ = _mixed(_Fast, base)
             count += 1
+    host: Any = type(model)
+    if count and hasattr(host, "_prepare_cache_for_generation") and not issubclass(host, _Host):
+        model.__class__ = _mixed(_Host, host)
     return count
 
 

@@ -149,7 +149,7 @@ class Step:
                 return False
         return True
 
-    def __call__(self, hidden: Tensor, angles: tuple[Tensor, Tensor], cache: Any) -> Tensor | None:
+    def __call__(self, hidden: Tensor, angles: tuple[Tensor, Tensor], cache: Any) -> Tensor:
         """Return the result of the layer, and put the token into the cache.
 
         Args:
@@ -158,11 +158,8 @@ class Step:
             cache: the layer's cache, of `growing`.
 
         Returns:
-            float32 [1, 1, H]; in the dtype of the norm's weight from the last layer. None, with
-            nothing changed, where the rotation is of another kind.
+            float32 [1, 1, H]; in the dtype of the norm's weight from the last layer.
         """
-        if angles[0].shape != (1, 1, self._width):
-            return None
         qkv, o, up, gate, down = self._rows
         np.copyto(self._in, view(hidden.to(torch.float32)).reshape(1, -1))
         self._norms[0](self._in, self._x)

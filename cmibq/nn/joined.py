@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmibq.nn.packed import PackedLinear
 from cmibq.ops.library import empty
+from cmibq.ops.qlinear import qlinear
 from cmibq.ops.tiles import Tiling
 from cmibq.strips import STRIP, check_bits
 
@@ -71,6 +72,26 @@ class Joined:
             self._join()
         assert self._whole is not None
         return self._whole
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        activation: str = "none",
+        up: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``act(x @ w.T + bias) * up + residual`` of all layers; see `ops.qlinear`."""
+        return qlinear(
+            x,
+            self.tiles(),
+            self.tiling,
+            self.bias,
+            act_bits=self.act_bits,
+            activation=activation,
+            up=up,
+            residual=residual,
+        )
 
     @property
     def bias(self) -> Tensor | None:

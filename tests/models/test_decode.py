@@ -121,6 +121,35 @@ def test_bfloat16_is_nearer_to_float32(steps: list[int]) -> None:
     assert steps[0] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_question_in_generate(family: str, dtype: torch.dtype) -> None:
+    model = packed(family).to(dtype)
+    asked = torch.randint(4, 32, (128, 9), generator=torch.Generator().manual_seed(0))
+    rest = {"attention_mask": torch.ones_like(asked), "max_new_tokens": 1, "do_sample": False}
+    rest |= {"output_logits": True, "return_dict_in_generate": True}
+    expected = model.generate(asked, **rest).logits[0]
+    copied = copy.deepcopy(model)
+    accelerate_(copied)
+    found = copied.generate(asked, **rest).logits[0]
+    exact = model.float().generate(asked, **rest).logits[0]
+    assert type(copied).__name__ == type(model).__name__
+    if dtype == torch.float32:
+        assert (found - exact).abs().max() <= 1e-4 * exact.abs().max()
+    else:  # no worse than the host's roundings, but for chance
+        assert (found - exact).abs().mean() <= 1.1 * (expected - exact).abs().mean()
+
+
+def test_several_padded_questions() -> None:
+    model = packed("llama-gqa")
+    asked, mask = torch.cat([ids(), ids() + 1]), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    rest = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "attention_mask": mask}
+    expected = model.generate(asked, **rest)
+    accelerate_(model)
+    assert torch.equal(model.generate(asked, **rest), expected)
+
+
 def test_padding_goes_through_the_host(steps: list[int]) -> None:
     model = packed()
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]])

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A row of sums is one vector. Measured: 256 rows x 4096 x 4096 in int8 with AMX, 6.8 -> 4.7 ms
- * together with absmax and signed codes in AVX-512. */
+ * together with absmax and signed codes in AVX-512; 640 rows x 5632 x 2048 with SiLU 63 -> 9 ms (a
+ * row 0.15 -> 0.10): without the instruction, fmaf is a function of the library. */
+#include "core/activation.h"
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
@@ -21,8 +23,17 @@ CQ_INLINE __m256i to_bf16(__m512 y) {
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, quiet));
 }
 
+/* A loop that the compiler makes vectors of. */
+CQ_INLINE __m512 activate(__m512 y, const int act) {
+    if (act == CQ_ACT_NONE) return y;
+    _Alignas(64) float lane[CQ_STRIP];
+    _mm512_store_ps(lane, y);
+    for (size_t i = 0; i < CQ_STRIP; i++) lane[i] = cq_activate(lane[i], act);
+    return _mm512_load_ps(lane);
+}
+
 CQ_INLINE void finish(const float *acc, const cq_epilogue_at *at, const cq_epilogue *e,
-                      const int bf16) {
+                      const int bf16, const int act) {
     const __mmask16 mask = (__mmask16)(at->cols < 16 ? (1U << at->cols) - 1 : 0xFFFF);
     const __m512 bias =
         e->bias ? _mm512_maskz_loadu_ps(mask, e->bias + at->n) : _mm512_setzero_ps();
@@ -31,6 +42,7 @@ CQ_INLINE void finish(const float *acc, const cq_epilogue_at *at, const cq_epilo
         __m512 y = _mm512_loadu_ps(acc);
         if (e->xscale) y = _mm512_mul_ps(y, _mm512_set1_ps(e->xscale[m]));
         if (e->bias) y = _mm512_add_ps(y, bias);
+        y = activate(y, act);
         if (e->up) y = _mm512_mul_ps(y, load_other(e->up, to, mask, bf16));
         if (e->residual) y = _mm512_add_ps(y, load_other(e->residual, to, mask, bf16));
         if (bf16)
@@ -41,12 +53,16 @@ CQ_INLINE void finish(const float *acc, const cq_epilogue_at *at, const cq_epilo
 }
 
 void cq_qlinear_finish_avx512(const float *acc, const cq_epilogue_at *at, const cq_epilogue *e) {
-    if (e->act != CQ_ACT_NONE)
-        cq_qlinear_finish_scalar(acc, at, e);
-    else if (e->bf16)
-        finish(acc, at, e, 1);
-    else
-        finish(acc, at, e, 0);
+    switch (2 * e->act + e->bf16) {
+    case 2 * CQ_ACT_NONE: finish(acc, at, e, 0, CQ_ACT_NONE); break;
+    case 2 * CQ_ACT_NONE + 1: finish(acc, at, e, 1, CQ_ACT_NONE); break;
+    case 2 * CQ_ACT_SILU: finish(acc, at, e, 0, CQ_ACT_SILU); break;
+    case 2 * CQ_ACT_SILU + 1: finish(acc, at, e, 1, CQ_ACT_SILU); break;
+    case 2 * CQ_ACT_GELU: finish(acc, at, e, 0, CQ_ACT_GELU); break;
+    case 2 * CQ_ACT_GELU + 1: finish(acc, at, e, 1, CQ_ACT_GELU); break;
+    case 2 * CQ_ACT_GELU_TANH: finish(acc, at, e, 0, CQ_ACT_GELU_TANH); break;
+    default: finish(acc, at, e, 1, CQ_ACT_GELU_TANH);
+    }
 }
 
 #include "core/isa_end.h"
