@@ -25,6 +25,7 @@ _EXTRAS: Final = {
     "torch": ("torch",),
     "cli": ("jsonargparse", "tqdm", "pyyaml"),
     "hf": ("transformers", "safetensors", "pillow"),
+    "data": ("pyarrow",),
     "report": ("matplotlib", "jinja2"),
     "demo": ("scikit-learn", "scikit-image"),
 }
