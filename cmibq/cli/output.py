@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 __all__ = ["close_line", "complain", "duration", "log_to_stderr", "open_line", "say"]
@@ -10,9 +11,16 @@ __all__ = ["close_line", "complain", "duration", "log_to_stderr", "open_line", "
 _open = False
 
 
+def _follows() -> bool:
+    """Whether another process of the run writes to stdout: torchrun numbers them."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 def say(text: str = "") -> None:
-    """Write one or more whole lines to stdout at once."""
+    """Write one or more whole lines to stdout at once; of several processes the first one does."""
     global _open
+    if _follows():
+        return
     _open = False
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -21,6 +29,8 @@ def say(text: str = "") -> None:
 def open_line(text: str) -> None:
     """Begin a line on stdout that `close_line` will finish."""
     global _open
+    if _follows():
+        return
     _open = True
     sys.stdout.write(text)
     sys.stdout.flush()

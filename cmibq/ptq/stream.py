@@ -118,24 +118,37 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def image_features(
-    loaded: LoadedModel, samples: Sequence[Encoded], room: Room | None = None
+    loaded: LoadedModel,
+    batches: Sequence[Sequence[Encoded]],
+    room: Room | None = None,
+    team: Team = ALONE,
 ) -> Features | None:
     """Run the vision tower once per image of the samples; None if there are none.
 
+    Images go through it together with those of the same batch: products depend in their last bits
+    on what else is in them, and may not depend on how many processes there are.
+
     Args:
         loaded: the model.
-        samples: calibration samples.
+        batches: samples of every batch.
         room: where the features are kept; None = in memory.
+        team: only what the batches of this process need is run.
     """
     room = room or Room(Path())
-    pictures = list(dict.fromkeys(p for s in samples for p in s.pictures))
+    needed = {p for b, some in enumerate(batches) if team.has(b) for s in some for p in s.pictures}
+    seen: set[Picture] = set()
     values: dict[Picture, Tensor] = {}
-    for some, inputs in image_batches(pictures, loaded.processor):
-        made = list(loaded.adapter.image_features(loaded.model, inputs))
-        kept = room.empty((sum(map(len, made)), made[0].shape[-1]), made[0].dtype)
-        kept.copy_(torch.cat(made))
-        values |= dict(zip(some, kept.split([len(m) for m in made]), strict=True))
-    return Features(values) if pictures else None
+    for batch in batches:
+        new = [p for p in dict.fromkeys(p for s in batch for p in s.pictures) if p not in seen]
+        seen.update(new)
+        for some, inputs in image_batches(
+            new if needed.intersection(new) else [], loaded.processor
+        ):
+            made = list(loaded.adapter.image_features(loaded.model, inputs))
+            kept = room.empty((sum(map(len, made)), made[0].shape[-1]), made[0].dtype)
+            kept.copy_(torch.cat(made))
+            values |= dict(zip(some, kept.split([len(m) for m in made]), strict=True))
+    return Features(values) if values else None
 
 
 def image_batches(
@@ -263,8 +276,8 @@ def enter(
     room = room or Room(Path())
     width = hidden_size(loaded)
     rows = batch_rows([len(s) for s in samples], width, reference=reference, tokens=tokens)
+    features = image_features(loaded, [[samples[i] for i in row] for row in rows], room, team)
     rows = [row for b, row in enumerate(rows) if team.has(b)]
-    features = image_features(loaded, [samples[i] for row in rows for i in row], room)
     sizes = [len(row) * max(len(samples[i]) for i in row) for row in rows]
     slots = room.empty((sum(sizes), width)).split(sizes)
     for row, slot in zip(rows, slots, strict=True):

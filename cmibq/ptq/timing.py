@@ -131,8 +131,8 @@ def _calibrating(probe: _Probe, shape: Shape, tokens: Tokens) -> dict[str, float
     made = {}
     looked = min(len({p for s in probe.samples for p in s.sample.images}), tokens.images)
     if looked:
-        image_features(loaded, probe.samples[:1])
-        seconds, _ = _timed(lambda: image_features(loaded, probe.samples))
+        image_features(loaded, [probe.samples[:1]])
+        seconds, _ = _timed(lambda: image_features(loaded, [probe.samples]))
         made["images"] = seconds / looked * tokens.images
     times = []
     for count in (1, 2):
