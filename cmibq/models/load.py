@@ -28,6 +28,13 @@ __all__ = [
 ]
 
 
+_PUBLISHED = {
+    "internvl2": ("internvl", "internvl_chat"),
+    "internvl3": ("internvl", "internvl_chat"),
+}
+"""Names of families in published scripts -> what the ``model_type`` of such a model may be."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model with what is needed to feed it.
@@ -67,10 +74,10 @@ def _family(config: dict[str, Any], where: Path, model: str) -> str:
         raise ModelError(
             f"{where}: model family {found!r} is not supported; supported are {supported}"
         )
-    if model not in ("auto", *MODELS):
-        hint = nearest(model, ["auto", *MODELS])
+    if model not in ("auto", *MODELS, *_PUBLISHED):
+        hint = nearest(model, ["auto", *MODELS, *_PUBLISHED])
         raise ModelError(f"model is {model!r}; supported are auto, {supported} ({hint})")
-    if model not in ("auto", found):
+    if found not in _PUBLISHED.get(model, (model,)) and model != "auto":
         raise ModelError(f"model is {model!r} but {where} holds a {found!r}; set model to auto")
     return found
 

@@ -149,3 +149,12 @@ def test_skeleton_has_names_and_shapes_but_no_weights(llava_dir: Path, tmp_path:
     )
     with pytest.raises(ModelError, match="does not describe a model"):
         skeleton(other)
+
+
+@pytest.mark.parametrize("model", ["internvl2", "internvl3", "internvl"])
+def test_published_names_of_families(tmp_path: Path, model: str) -> None:
+    config = {"model_type": "internvl", "text_config": {"model_type": "qwen2"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_family(tmp_path, model=model).family == "internvl"
+    with pytest.raises(ModelError, match=r"model is 'qwen2_vl' but .* holds a 'internvl'"):
+        read_family(tmp_path, model="qwen2_vl")
