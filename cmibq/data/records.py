@@ -13,7 +13,7 @@ from cmibq.errors import DataError
 from cmibq.fileio import read_json
 from cmibq.recipe.places import local_path, placeholder
 
-__all__ = ["SUFFIXES", "find_file", "read_records"]
+__all__ = ["SUFFIXES", "find_file", "item_lines", "read_records"]
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".jsonl.zst", ".txt")
 """What data files end in; ``.txt`` has a text per line."""
@@ -98,6 +98,32 @@ def _json_list(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}: a {type(content).__name__} at the top; write a list of items")
     for number, item in enumerate(content):
         yield f"{path}, item {number}", item
+
+
+def item_lines(path: Path) -> list[int]:
+    r"""Return the line on which each item of a JSON list begins.
+
+    Args:
+        path: a file that `read_records` reads.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.json"
+        >>> _ = file.write_text('[\n {"id": 1},\n\n {"id": [2, 3]}]')
+        >>> item_lines(file)
+        [2, 4]
+    """
+    text, decoder = path.read_text(encoding="utf-8-sig"), json.JSONDecoder()
+    at, line, seen, lines = text.index("[") + 1, 1, 0, list[int]()
+    while True:
+        while text[at] in " \t\r\n,":
+            at += 1
+        if text[at] == "]":
+            return lines
+        line += text.count("\n", seen, at)
+        seen = at
+        lines.append(line)
+        at = decoder.raw_decode(text, at)[1]
 
 
 def _rows(path: Path) -> Iterator[Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cmibq.data.base import CalibSample, open_image
 from cmibq.data.lengths import fitting
 from cmibq.data.pileval import read_texts
 from cmibq.data.prompts import Encoded, encode
-from cmibq.data.records import find_file, read_records
+from cmibq.data.records import find_file, item_lines, read_records
 from cmibq.data.shapes import read_items
 from cmibq.errors import DataError
 
@@ -150,8 +150,17 @@ def survey(
         lengths["image tokens"] = [int(e.vision.sum()) for e in counted]
     lengths = {"characters": [len(_said(s)) for s in samples], **lengths}
     sizes = Counter(opened.values())
-    kind = "pileval" if texts else "coco"
-    return Survey(find_file(path), kind, len(records), samples, problems, sizes, lengths)
+    kind, file = "pileval" if texts else "coco", find_file(path)
+    if problems and file.suffix == ".json":
+        lines = {place: line for (place, _), line in zip(records, item_lines(file), strict=True)}
+        problems = [_with_line(text, lines) for text in problems]
+    return Survey(file, kind, len(records), samples, problems, sizes, lengths)
+
+
+def _with_line(problem: str, lines: Mapping[str, int]) -> str:
+    """Put the line behind the item that a message begins with."""
+    place, mark, rest = problem.partition(": ")
+    return f"{place} (line {lines[place]}){mark}{rest}" if place in lines else problem
 
 
 def _tokens(sample: CalibSample, processor: Any) -> Encoded:

@@ -49,6 +49,11 @@ def test_everything_that_is_wrong_is_listed(
     assert "line 3: turn 1 is an empty answer" in printed
     assert "line 2: image " in printed
     assert "tokens, and the model takes 128" in printed
+    as_list = path.with_suffix(".json")
+    as_list.write_text(json.dumps(items, indent=1))
+    at = as_list.read_text().splitlines().index('  "image": "nowhere.png",') - 1  # of its {
+    assert main([*words[:2], str(as_list), *words[3:]]) == 1
+    assert f"items.json, item 1 (line {at}): image " in capsys.readouterr().out
     assert main([*words, "--problems", "1"]) == 1
     assert "and 1 more; --problems shows them" in capsys.readouterr().out
 

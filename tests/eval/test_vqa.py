@@ -13,6 +13,7 @@ from cmibq.eval import evaluate, open_model, read_samples
 from cmibq.eval.generate import generate_answers, prompt, prompts
 from cmibq.eval.local_task import write_task
 from cmibq.eval.vqa import CONTRACTIONS, leave_one_out, normalise, vqa_accuracy
+from cmibq.io import Package
 from cmibq.recipe import EvalConfig
 
 
@@ -101,6 +102,12 @@ def test_generated_answers_are_graded(llava_dir: Path, items_path: Path, tmp_pat
     assert [s.score for s in written][:2] == pytest.approx([0, 1 / 3])
     exact = measure(llava_dir, path, metric="exact_match", **more)
     assert exact["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_a_package_generates_too(packed: Package, items_path: Path) -> None:
+    found = measure(packed.path, items_path, metric="exact_match", batch_size=3)
+    assert found["metric"] == "exact_match"
+    assert found["reload_exact"]
 
 
 def test_vqa_needs_several_answers(llava_dir: Path, items_path: Path) -> None:
