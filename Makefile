@@ -21,7 +21,7 @@ C_STYLED := $(shell find csrc tests/parity -name '*.[ch]')
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: all demo test lint types asan parity tsan valgrind bench bench-docs bench-quick bench-request docs format wheel clean $(VENV)
+.PHONY: all hosts demo test lint types asan parity tsan valgrind bench bench-docs bench-quick bench-request docs format wheel clean $(VENV)
 .DELETE_ON_ERROR:
 all: lint types test asan parity demo
 $(VENV): $(BIN)/python
@@ -96,6 +96,21 @@ bench-request: $(VENV) $(VENV)/.bench
 bench-docs: $(VENV)
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/table.py
+
+# Older stacks that some tests compare with, each in an environment of its own: MBQ itself.
+HOSTS ?= .hosts
+hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA
+$(HOSTS)/host-mbq/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	"$(TORCH)" "transformers==4.45.0" "numpy<2.3" accelerate pillow tqdm
+	touch $@
+$(HOSTS)/MBQ:
+	git clone --quiet https://github.com/thu-nics/MBQ $@
+	git -C $@ checkout --quiet a4d460dfb4b1c07b5d1f3ddda6e86d1c90d6e7f1
+$(HOSTS)/LLaVA:
+	git clone --quiet https://github.com/haotian-liu/LLaVA $@
+	git -C $@ checkout --quiet c121f0432da27facab705978f83c4ada465e46fd
 
 docs: $(VENV)
 	$(PIP) "sphinx>=7" "myst-parser>=3" furo

@@ -69,6 +69,14 @@ def _checked(entries: Sequence[ScaleEntry], where: str) -> list[ScaleEntry]:
     return list(entries)
 
 
+def _as_mbq(name: str) -> str:
+    """Return a module's name as in the models that MBQ runs on.
+
+    Since version 5 transformers has the language model of Qwen2-VL and LLaVA one level deeper.
+    """
+    return name.replace("model.language_model.", "model.", 1)
+
+
 def save_scales(
     path: str | Path,
     entries: Sequence[ScaleEntry],
@@ -78,7 +86,8 @@ def save_scales(
     """Write scales atomically; the suffix chooses the format.
 
     ``.pt`` is what the published MBQ code reads: ``{"scale": [(prev, (linear, ...), s), ...]}``,
-    with one more key for the provenance. ``.safetensors`` holds the same without pickle.
+    with one more key for the provenance and the names that modules have there (readers here go by
+    names from ``layers.N`` on). ``.safetensors`` holds the same without pickle.
 
     Args:
         path: ``*.pt`` or ``*.safetensors``.
@@ -93,7 +102,10 @@ def save_scales(
     """
     target = Path(path)
     suffix = _suffix(target)
-    rows = [ScaleEntry(p, tuple(n), s.detach().cpu().contiguous()) for p, n, s in entries]
+    own = str if suffix == ".safetensors" else _as_mbq
+    rows = [
+        ScaleEntry(own(p), tuple(map(own, n)), s.detach().cpu().contiguous()) for p, n, s in entries
+    ]
     _checked(rows, str(target))
     head: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "sha256": _content(rows)}
     head["provenance"] = dict(provenance or {})

@@ -232,9 +232,9 @@ SEARCHES: Registry[Search] = Registry("search")
 """Method name -> function; ``SEARCHES["mbq"](calib, cfg)``."""
 
 
-def _scale_(t: Tensor, factor: Tensor) -> None:
-    """Multiply in float32, store in the dtype of `t`."""
-    t.copy_(t.float() * factor.to(t.device, torch.float32))
+def _divide_(t: Tensor, s: Tensor) -> None:
+    """Divide in float32, store in the dtype of `t`; as published, not by the reciprocal."""
+    t.copy_(t.float() / s.to(t.device, torch.float32))
 
 
 @torch.no_grad()
@@ -283,11 +283,11 @@ def apply_scales_(
             f"group {group.name!r}: {len(scales)} scales do not fit the weights {shapes} of "
             f"{group.prev}, {', '.join(group.linears)}"
         )
-    factor = torch.ones(len(prev))
-    factor[rows] = 1.0 / own.float().cpu()
-    _scale_(prev, factor if prev.ndim == 1 else factor[:, None])
+    divisor = torch.ones(len(prev))
+    divisor[rows] = own.float().cpu()
+    _divide_(prev, divisor if prev.ndim == 1 else divisor[:, None])
     bias = getattr(modules[group.prev], "bias", None)
     if isinstance(bias, Tensor):
-        _scale_(bias, factor)
+        _divide_(bias, divisor)
     for w in weights:
-        _scale_(w, scales)
+        w.copy_(w.float() * scales.to(w.device, torch.float32))

@@ -22,6 +22,8 @@ POWER = {"mae": 1, "mse": 2}
 
 def candidate_scales(calib: GroupCalib, cfg: SearchConfig) -> Tensor:
     """Return float32 [n_grid, K] from mean magnitudes of input channels and weight columns."""
+    if cfg.variant == "reference":
+        return _published_scales(calib.x, cfg.n_grid)
     parts = (abssum(w.contiguous(), axis=1) for w in calib.weights)
     columns = torch.stack(list(parts)).sum(0) / max(sum(map(len, calib.weights)), 1)
     channels = abssum(calib.x.contiguous(), axis=1) / max(len(calib.x), 1)
@@ -29,6 +31,18 @@ def candidate_scales(calib: GroupCalib, cfg: SearchConfig) -> Tensor:
         columns, channels = (calib.group.values.tie(v) for v in (columns, channels))
     a, c = (v.float().numpy() for v in (channels, columns))
     return torch.from_numpy(candidates(a, c, cfg.n_grid, cfg.variant))
+
+
+def _published_scales(x: Tensor, n_grid: int) -> Tensor:
+    """Return the published candidates by the published operations, the same to the last bit.
+
+    `cmibq.arrays.candidates` has the formula; a last bit decides where a rounding is a tie.
+    """
+    a = x.abs().mean(0)
+    if not bool(torch.isfinite(a).all()):
+        raise ModelError("mean magnitudes are not finite; look for huge values in the inputs")
+    raw = [a.pow(r).clamp(min=1e-4) for r in ratios(n_grid, "reference")]
+    return torch.stack([s / (s.max() * s.min()).sqrt() for s in raw])
 
 
 def _layer_losses(

@@ -2,4 +2,12 @@
 
 from __future__ import annotations
 
-collect_ignore = ["cases_block.py", "cases_model.py", "make_mbq_golden.py", "upstream.py"]
+collect_ignore = [
+    "cases_block.py",
+    "cases_model.py",
+    "cases_vlm.py",
+    "check_vlm.py",
+    "make_mbq_golden.py",
+    "make_vlm_golden.py",
+    "upstream.py",
+]

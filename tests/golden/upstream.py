@@ -18,6 +18,7 @@ line, and what they need is put in their way:
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import importlib.machinery
 import sys
 import types
@@ -26,12 +27,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
-__all__ = ["Recording", "Wrapper", "as_on_gpu", "load", "record_locals", "record_search"]
+__all__ = [
+    "Recording",
+    "Wrapper",
+    "as_on_gpu",
+    "load",
+    "load_models",
+    "record_locals",
+    "record_search",
+]
 
 _STUBS = ("accelerate", "accelerate.hooks", "awq_inference_engine")
 
@@ -46,6 +56,47 @@ def load(mbq: Path, awq: Path) -> None:
     sys.path[:0] = [str(mbq), str(awq)]
     importlib.import_module("qmllm.methods.mbq.quantize.pre_quant")
     importlib.import_module("awq.quantize.auto_scale")
+
+
+class _Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for packages that MBQ's model files import but the code driven here never uses."""
+
+    packages = (
+        "cv2", "datasets", "decord", "hf_transfer", "imageio", "loguru", "petrel_client",
+        "qwen_vl_utils", "torchvision",
+    )  # fmt: skip
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Claim the missing packages and all their modules."""
+        if name.partition(".")[0] in self.packages:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        """Make a module that has every name."""
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = lambda name: mock.MagicMock(name=name)  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Leave it empty."""
+
+
+def load_models(mbq: Path, llava: Path) -> None:
+    """Make ``qmllm`` with its model wrappers importable, and ``llava`` of the original code.
+
+    Needs transformers 4.45.0. It looks for optional packages as it is imported, so stand-ins for
+    those come after it.
+    """
+    for name in ("llama", "qwen2_vl", "clip"):
+        importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    importlib.import_module("transformers.models.clip.image_processing_clip")
+    importlib.import_module("accelerate")
+    sys.meta_path.append(_Missing())
+    sys.path[:0] = [str(mbq), str(llava)]
+    importlib.import_module("llava.model")
+    importlib.import_module("qmllm.methods.mbq.quantize.pre_quant")
+    importlib.import_module("qmllm.models")
 
 
 @contextmanager

@@ -11,7 +11,12 @@ import torch
 
 from cmibq.ptq import quantize
 from cmibq.ptq import run as module
-from tests.ptq.test_resume import recipe, same_scales, weights
+from tests.ptq.test_resume import recipe, same_scales
+
+
+def weights(folder: Path) -> list[bytes]:
+    """Return the weight files, of whatever format."""
+    return [p.read_bytes() for p in sorted((folder / "out").glob("*.safetensors"))]
 
 
 @pytest.mark.parametrize("a_bit", [16, 8])
