@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmibq.models import internvl, llava, llava_next, llava_onevision, qwen2_vl
+from cmibq.models import hosts, internvl, llava, llava_next, llava_onevision, qwen2_vl
 from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of
 from cmibq.models.checks import (
     call_of,
@@ -14,6 +14,7 @@ from cmibq.models.checks import (
     verify_groups,
 )
 from cmibq.models.decode import accelerate_
+from cmibq.models.hosts import HostProcessor
 from cmibq.models.load import LoadedModel, load, read_family, save_float, skeleton, target_widths
 from cmibq.models.processor import load_processor
 from cmibq.models.rows import linears_of
@@ -22,6 +23,7 @@ __all__ = [
     "MODELS",
     "Adapter",
     "GroupRow",
+    "HostProcessor",
     "LoadedModel",
     "accelerate_",
     "adapter_of",
@@ -30,6 +32,7 @@ __all__ = [
     "check_weights",
     "fitting_group",
     "float32_block",
+    "hosts",
     "internvl",
     "linears_of",
     "llava",

@@ -97,9 +97,9 @@ class Adapter:
         return model.get_submodule(self.head_path)
 
     def image_token_id(self, model: nn.Module) -> int:
-        """Return the id that stands for one image token."""
+        """Return the id that stands for one image token; -1 where the model does not say."""
         hosted: Any = model
-        return int(hosted.config.image_token_id)
+        return int(getattr(hosted.config, "image_token_id", -1))
 
     def _part(self, model: nn.Module, names: Sequence[str], what: str) -> tuple[str, nn.Module]:
         for name in names:

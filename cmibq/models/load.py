@@ -33,6 +33,13 @@ _PUBLISHED = {
     "internvl3": ("internvl", "internvl_chat"),
 }
 """Names of families in published scripts -> what the ``model_type`` of such a model may be."""
+_HOSTED = {
+    "LlavaLlamaForCausalLM": "the original LLaVA (haotian-liu/LLaVA)",
+    "llava_llama": "the original LLaVA (haotian-liu/LLaVA)",
+    "LlavaQwenForCausalLM": "LLaVA-NeXT's own code",
+    "InternVLChatModel": "InternVL2's remote code",
+    "internvl_chat": "InternVL2's remote code",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,20 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _refuse_hosts(config: dict[str, Any], where: Path) -> None:
+    """Refuse layouts that only the code of another package can open."""
+    names = config.get("architectures") or [""]
+    kind = _HOSTED.get(str(names[0])) or _HOSTED.get(str(config.get("model_type")))
+    if kind:
+        raise ModelError(
+            f"{where} has the layout of {kind}, which only its own code opens; open it with that"
+            " code and pass the model to cmibq.ptq.quantize_ (docs/systems/mbq.md),"
+            " or take the Hugging Face version of the model"
+        )
+
+
 def _family(config: dict[str, Any], where: Path, model: str) -> str:
+    _refuse_hosts(config, where)
     found = str(config.get("model_type"))
     supported = ", ".join(MODELS)
     if found not in MODELS:

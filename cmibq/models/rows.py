@@ -13,6 +13,7 @@ from cmibq.search import LinearGroup, ValueHeads
 __all__ = [
     "CLIP_ROWS",
     "INTERNLM2_ROWS",
+    "INTERNVIT_ROWS",
     "INTERNVL_VISION_ROWS",
     "LLAMA_ROWS",
     "QWEN2_5_VISION_ROWS",
@@ -90,6 +91,10 @@ INTERNVL_VISION_ROWS = (
     GroupRow("fc1", "layernorm_after", "norm", r"mlp\.fc1", "mlp"),
 )
 """Vision blocks of InternVL as Hugging Face has it."""
+
+
+INTERNVIT_ROWS = QWEN2_VISION_ROWS
+"""Vision blocks of InternVL's own code: names as in Qwen2-VL."""
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:

@@ -1,8 +1,12 @@
-"""Quantising what stands before the decoder: vision blocks with scales, the projector without."""
+"""Quantising what stands before the decoder, and models that are in memory already.
+
+Vision blocks are searched like decoder blocks, the projector is rounded without scales.
+"""
 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +15,17 @@ import torch
 
 from cmibq.data import Encoded
 from cmibq.errors import DataError
-from cmibq.models import LoadedModel, float32_block
+from cmibq.io import ScaleEntry
+from cmibq.models import LoadedModel, check_weights, float32_block, verify_groups
 from cmibq.ptq.capture import PLACE, Place
 from cmibq.ptq.journal import BlockFound, Journal
-from cmibq.ptq.run import process_, round_
+from cmibq.ptq.run import process_, round_, to_entries
 from cmibq.ptq.spill import Room
-from cmibq.ptq.stream import BatchStream, image_batches, run_blocks
+from cmibq.ptq.stream import BatchStream, enter, image_batches, run_blocks
 from cmibq.ptq.team import ALONE, Team
 from cmibq.recipe import QuantRecipe, parse_scope
 
-__all__ = ["enter_tower", "process_tower_"]
+__all__ = ["enter_tower", "process_tower_", "quantize_"]
 
 _MOST_PIXELS = 1 << 24  # values: some 50 images of 336 x 336, 28 000 patches of CLIP
 
@@ -118,3 +123,41 @@ def process_tower_(
         with float32_block(loaded.adapter.projector(loaded.model)):
             round_(plain, loaded, loaded.adapter.targets(loaded.model, "projector"))
     return found
+
+
+def quantize_(
+    loaded: LoadedModel, samples: Sequence[Encoded], recipe: QuantRecipe
+) -> list[ScaleEntry]:
+    """Quantise a model that is in memory already, in place; for layouts that `load` cannot open.
+
+    Its groups are checked first. With ``recipe.pseudo_quant`` weights stay floats, rounded.
+
+    Args:
+        loaded: the model in float, its processor and the adapter of its family.
+        samples: calibration samples (`cmibq.data.encode`); none are needed for rtn.
+        recipe: what to do; paths and the choice of samples are not looked at.
+
+    Returns:
+        The scales found, as `cmibq.io.save_scales` takes them.
+
+    Raises:
+        ModelError: a group cannot be scaled, a weight is not finite, a group size does not divide.
+        DataError: samples lack what the recipe needs.
+    """
+    adapter, model = loaded.adapter, loaded.model
+    verify_groups(adapter, model)
+    check_weights(model, adapter.targets(model, recipe.scope))
+    blocks = adapter.numbered(model, recipe.scope)
+    published = recipe.variant == "reference"
+    tables = {i: adapter.groups(n, b, published=published) for i, n, b in blocks}
+    known: dict[int, BlockFound] | None = None if samples else {i: {} for i in tables}
+    with tempfile.TemporaryDirectory() as folder:
+        journal, found = Journal(Path(folder), "memory"), dict[int, BlockFound]()
+        if "lm" in parse_scope(recipe.scope):
+
+            def source(gradients: bool) -> Iterator[BatchStream]:
+                return enter(loaded, samples, reference=published, gradients=gradients)
+
+            found |= process_(recipe, loaded, source, journal, known=known)
+        found |= process_tower_(recipe, loaded, samples, journal, known=known)
+    return to_entries(tables, found)

