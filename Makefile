@@ -97,9 +97,14 @@ bench-docs: $(VENV)
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/table.py
 
-# Older stacks that some tests compare with, each in an environment of its own: MBQ itself.
+# Older stacks that some tests compare with, each in an environment of its own: MBQ and LLaVA.
 HOSTS ?= .hosts
-hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA
+hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA
+$(HOSTS)/host-llava/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	"$(TORCH)" "transformers==4.37.2" "accelerate==0.21.0" "numpy<2" einops pillow sentencepiece tqdm
+	touch $@
 $(HOSTS)/host-mbq/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
