@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from cmibq.arrays.alloc import Choice, allocate, project_bits, project_bits_backward, round_bits
 from cmibq.arrays.attention import attention
+from cmibq.arrays.clip import Clipped, clip_search
 from cmibq.arrays.codes import codes, codes_token, decode, fakequant_token
 from cmibq.arrays.fakequant import fakequant, fakequant_backward
 from cmibq.arrays.gemm import gemm
 from cmibq.arrays.gemm_s8 import gemm_s8
+from cmibq.arrays.gptq import Compensated, gptq
 from cmibq.arrays.grids import fakequant_log2, fakequant_torch_compat, power_of_two
 from cmibq.arrays.histogram import Histogram, klclip, percentile
+from cmibq.arrays.moments import output_error, second_moments
 from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
@@ -25,6 +28,8 @@ from cmibq.arrays.weights import PackedWeight, pack_weight, unpack_weight
 
 __all__ = [
     "Choice",
+    "Clipped",
+    "Compensated",
     "Histogram",
     "PackedWeight",
     "Race",
@@ -33,6 +38,7 @@ __all__ = [
     "abssum",
     "allocate",
     "attention",
+    "clip_search",
     "codes",
     "codes_token",
     "decode",
@@ -43,8 +49,10 @@ __all__ = [
     "fakequant_torch_compat",
     "gemm",
     "gemm_s8",
+    "gptq",
     "klclip",
     "minmax",
+    "output_error",
     "pack",
     "pack_weight",
     "percentile",
@@ -59,6 +67,7 @@ __all__ = [
     "round_bits",
     "scaleloss",
     "search_scales",
+    "second_moments",
     "unpack",
     "unpack_weight",
 ]

@@ -10,7 +10,7 @@ from cmibq.errors import ModelError, nearest
 from cmibq.nn.embedding import PackedEmbedding
 from cmibq.nn.linear import QuantLinear
 from cmibq.nn.packed import PackedLinear
-from cmibq.quant.spec import QuantSpec
+from cmibq.quant.spec import QParams, QuantSpec
 
 __all__ = ["convert_", "iter_packed", "prepare_"]
 
@@ -110,6 +110,7 @@ def convert_(
     targets: Mapping[str, QuantSpec],
     act_bits: int = 16,
     *,
+    grids: Mapping[str, QParams] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Replace linear layers by `PackedLinear`, one at a time, so that float weights can be freed.
@@ -122,6 +123,8 @@ def convert_(
         model: changed in place.
         targets: name of a linear layer (or embedding) in the model -> how its weight is quantised.
         act_bits: 8 or 16, of the linear layers.
+        grids: target -> grids of its weight that are known already, from `cmibq.quant.round_weight`
+            for example.
         progress: wraps the names while they are worked on, for example `tqdm.tqdm`.
 
     Raises:
@@ -142,10 +145,12 @@ def convert_(
         if isinstance(linear, nn.Embedding):
             new = PackedEmbedding.from_embedding(linear, spec, name=name)
         elif isinstance(linear, QuantLinear) and linear.weight_quantizer is not None:
-            grids = linear.qparams()
+            found = linear.qparams()
             new = PackedLinear.from_qparams(
-                linear, linear.spec, grids, act_bits=act_bits, name=name
+                linear, linear.spec, found, act_bits=act_bits, name=name
             )
+        elif grids is not None and name in grids:
+            new = PackedLinear.from_qparams(linear, spec, grids[name], act_bits=act_bits, name=name)
         else:
             new = PackedLinear.from_linear(linear, spec, act_bits=act_bits, name=name)
         for place in places[name]:

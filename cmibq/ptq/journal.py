@@ -92,6 +92,30 @@ class Journal:
         tensors = {n: g.result.scales for n, g in found.items() if g.result.scales is not None}
         write_bytes(self._block(index), save(tensors, {"found": json.dumps(notes)}))
 
+    def rounded(self) -> set[int]:
+        """Return the numbers of the blocks whose rounding was kept."""
+        return {int(p.stem[-4:]) for p in self.own.glob("rounded-[0-9][0-9][0-9][0-9].safetensors")}
+
+    def read_rounded(self, index: int) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+        """Return the tensors of a rounded block and the errors of its layers, or None."""
+        path = self.own / f"rounded-{index:04d}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                errors = json.loads(file.metadata()["errors"])
+                return {name: file.get_tensor(name) for name in file.keys()}, errors
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            _logger.warning("%s cannot be read (%s); the block is rounded again", path, error)
+            return None
+
+    def write_rounded(
+        self, index: int, tensors: dict[str, Tensor], errors: dict[str, float]
+    ) -> None:
+        """Keep the tensors of a rounded block and the errors of its layers."""
+        path = self.own / f"rounded-{index:04d}.safetensors"
+        write_bytes(path, save(tensors, {"errors": json.dumps(errors)}))
+
     def read_ratios(self) -> Tensor | None:
         """Return the weights of image tokens [blocks, kinds], or None."""
         try:

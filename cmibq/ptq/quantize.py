@@ -133,6 +133,8 @@ def _write(
     if job.output is None:
         return
     recipe, asked = asdict(job.recipe), job.recipe.format
+    if asked == "auto" and job.recipe.bias_correction:
+        asked = "cmibq"  # others have no place for new biases
     overwrite = job.recipe.overwrite or job.output_is_made
     if job.recipe.pseudo_quant:
         with atomic_dir(job.output, overwrite=overwrite) as folder:

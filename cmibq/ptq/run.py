@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
 from cmibq.io import ScaleEntry
-from cmibq.models import Adapter, LoadedModel, linears_of, verify_block
-from cmibq.nn import convert_
-from cmibq.ptq.blocks import advance_, fitted, pack_spec, search_block
+from cmibq.models import Adapter, LoadedModel, verify_block
+from cmibq.ptq.blocks import advance_, search_block
 from cmibq.ptq.capture import PLACE, Place
-from cmibq.ptq.distort import apply_found_
+from cmibq.ptq.finish import (
+    At,
+    finish_block_,
+    round_,
+    rounding_of,
+    search_config,
+)
 from cmibq.ptq.journal import BlockFound, GroupFound, Journal
 from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.stream import BatchStream, float32_block
 from cmibq.ptq.task import Task
 from cmibq.ptq.team import Team
-from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
-from cmibq.search import GroupResult, LinearGroup, SearchConfig, weight_spec
+from cmibq.search import GroupResult, LinearGroup
 
 __all__ = ["from_entries", "process_", "round_", "search_config", "to_entries"]
 
 Source = Callable[[bool], Iterable[BatchStream]]
 """Yields the calibration batches; told whether gradients will be wanted."""
-
-
-def search_config(recipe: QuantRecipe) -> SearchConfig:
-    """Return the fields of a recipe that a search looks at."""
-    return SearchConfig(
-        bits=recipe.w_bit,
-        group_size=recipe.group_size,
-        symmetric=recipe.symmetric,
-        act_bits=recipe.a_bit if recipe.a_bit < 16 else None,
-        loss_mode=recipe.loss_mode,
-        n_grid=recipe.n_grid,
-        alpha=recipe.alpha,
-        variant=recipe.variant,
-        effort=recipe.effort,
-    )
 
 
 def _calibrate(
@@ -118,20 +108,6 @@ def to_entries(
     return entries
 
 
-def round_(recipe: QuantRecipe, loaded: LoadedModel, names: Sequence[str]) -> None:
-    """Quantise linear layers of a model, whose parameters are float32, in place."""
-    config = search_config(recipe)
-    weights = {n: loaded.model.get_parameter(f"{n}.weight") for n in names}
-    fits = {n: fitted(config, w.shape[1]) for n, w in weights.items()}
-    if not recipe.pseudo_quant:
-        specs = {n: pack_spec(fit) for n, fit in fits.items()}
-        convert_(loaded.model, specs, act_bits=recipe.a_bit)
-        return
-    for n, weight in weights.items():
-        with torch.no_grad():
-            weight.copy_(fake_quantize_weight(weight, weight_spec(fits[n]), name=n))
-
-
 def _task(
     recipe: QuantRecipe,
     loaded: LoadedModel,
@@ -144,14 +120,29 @@ def _task(
 
 
 def _known(
-    numbers: Sequence[int], known: dict[int, BlockFound], journal: Journal, team: Team
-) -> dict[int, BlockFound]:
-    """Return what is known of some blocks beforehand or from the journal of the first process."""
+    numbers: Sequence[int],
+    known: dict[int, BlockFound],
+    journal: Journal,
+    team: Team,
+    rounded: bool,
+) -> tuple[dict[int, BlockFound], int]:
+    """Return what is known of some blocks, and the last one that still needs calibration data.
+
+    Args:
+        numbers: of the blocks.
+        known: what is known beforehand.
+        journal: of the first process.
+        team: processes.
+        rounded: blocks also need data to be rounded.
+    """
     found = {i: one for i, one in known.items() if i in numbers}
     for index in [i for i in numbers if i not in found]:
         if (one := journal.read_block(index) if team.leads else None) is not None:
             found[index] = one
-    return team.first(found)
+    done = journal.rounded() if rounded and team.leads else set[int]()
+    found, done = team.first((found, done))
+    needy = [i for i in numbers if i not in found or (rounded and i not in done)]
+    return found, max(needy, default=-1)
 
 
 def _verify(adapter: Adapter, name: str, block: nn.Module, stream: BatchStream) -> None:
@@ -190,13 +181,13 @@ def process_(
     team = place.team
     blocks = loaded.adapter.numbered(loaded.model, part)
     numbers = [number for number, _, _ in blocks]
-    found = _known(numbers, known or {}, journal, team)
-    last = max((i for i in numbers if i not in found), default=-1)
-    streams: list[BatchStream] = []
-    ratios = None
+    rounded = change and known is None and not rounding_of(recipe).is_plain
+    found, last = _known(numbers, known or {}, journal, team, rounded)
+    streams, ratios = list[BatchStream](), None
     if last >= 0:
         streams, ratios = _calibrate(recipe, loaded, source, journal, team)
     task = _task(recipe, loaded, ratios, tick, place)
+    behind = [replace(s) for s in streams] if rounded else []
     for number, name, block in blocks:
         index = number - numbers[0]
         with float32_block(block, changes=change):
@@ -212,6 +203,6 @@ def process_(
             else:
                 streams = []
             if change:
-                apply_found_(loaded.adapter, name, block, found[number])
-                round_(recipe, loaded, [f"{name}.{n}" for n in linears_of(block)])
+                at, given = At(number, index, name, block), behind if number <= last else []
+                found[number] = finish_block_(recipe, loaded, task, at, given, journal, found)
     return found

@@ -6,6 +6,7 @@ from cmibq.quant.functional import fake_quantize_tokens, fake_quantize_weight, q
 from cmibq.quant.grid import QuantGrid
 from cmibq.quant.observers import OBSERVERS, Observer
 from cmibq.quant.quantizers import QUANTIZERS, Quantizer
+from cmibq.quant.rounding import COMPENSATIONS, RoundedWeight, Rounding, round_weight
 from cmibq.quant.spec import (
     Granularity,
     PerChannel,
@@ -18,6 +19,7 @@ from cmibq.quant.spec import (
 )
 
 __all__ = [
+    "COMPENSATIONS",
     "OBSERVERS",
     "QUANTIZERS",
     "Granularity",
@@ -31,7 +33,10 @@ __all__ = [
     "QuantSpec",
     "Quantizer",
     "RangeMode",
+    "RoundedWeight",
+    "Rounding",
     "fake_quantize_tokens",
     "fake_quantize_weight",
     "quantize_weight",
+    "round_weight",
 ]

@@ -22,6 +22,7 @@ _LOSSES = ("mae", "mse")
 _EFFORTS = ("full", "race")
 _BAD_ITEMS = ("error", "skip")
 _FORMATS = ("auto", "cmibq", "compressed-tensors")
+_COMPENSATIONS = ("none", "gptq")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class QuantRecipe(Weights):
     loss_mode: str | None = opt(None, "mae or mse; null takes the method's own (awq mse, mbq mae)")
     variant: str = opt("default", "default, or reference for the published behaviour bit for bit")
     n_grid: int = opt(20, "candidate scales per group of layers")
+    clip: bool | None = opt(
+        None, "choose ranges by their error; null: yes, but not for rtn or reference"
+    )
+    compensate: str = opt("none", "none, or gptq: later inputs make up for earlier ones")
+    bias_correction: bool = opt(False, "move the mean error of every output into its bias")
     effort: str = opt("full", "full, or race: drop candidates that cannot win after a few tokens")
     calib_data: str = opt("coco", "calibration data: coco (images and text) or pileval (text)")
     data_path: str = opt("", "calibration items: .json, .jsonl or .parquet (pileval: also .txt)")
@@ -118,6 +124,33 @@ class QuantRecipe(Weights):
         if self.max_memory:
             parse_size("max_memory", self.max_memory)
         self._check_calibration()
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        choice("compensate", self.compensate, _COMPENSATIONS)
+        asked = [n for n in ("clip", "bias_correction") if getattr(self, n)]
+        asked += ["compensate"] if self.compensate != "none" else []
+        require(
+            self.variant == "default" or not asked,
+            f"{', '.join(asked)} set with variant 'reference', which rounds to the nearest level of"
+            " the full range, as published; leave it out, or take variant 'default'",
+        )
+        needy = [n for n in asked if n != "clip"]
+        require(
+            self.run_process or not needy,
+            f"{', '.join(needy)} set without run_process; it needs calibration data: set"
+            " run_process and data_path",
+        )
+        require(
+            not (self.bias_correction and self.pseudo_quant),
+            "bias_correction is set with pseudo_quant; an ordinary model folder has no place for"
+            " new biases, leave one of them out",
+        )
+        require(
+            not (self.bias_correction and self.format == "compressed-tensors"),
+            "bias_correction is set with format 'compressed-tensors', whose layers have the biases"
+            " of the model; leave one of them out",
+        )
 
     def _check_format(self) -> None:
         choice("format", self.format, _FORMATS)
@@ -185,6 +218,13 @@ class QuantRecipe(Weights):
         if self.w_sym is not None:
             return self.w_sym
         return self.a_bit < 16 or self.format == "compressed-tensors"
+
+    @property
+    def clips(self) -> bool:
+        """Whether ranges are chosen by their error; by default wherever the method is not plain."""
+        if self.clip is not None:
+            return self.clip
+        return self.variant == "default" and self.method != "rtn"
 
     @property
     def group_size(self) -> int:
