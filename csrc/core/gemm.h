@@ -33,6 +33,17 @@ typedef struct cq_gemm_f32_tile {
     int planes;         /* bf16 only: 1 .. 3; rsa, csa and ldb are not used, psa counts words */
 } cq_gemm_f32_tile;
 
+/* The same for m <= CQ_GEMM_MR rows and n columns, m * n <= CQ_GEMM_FEW, of a B that stays where it
+ * is: element (k, j) at b[k * rsb + j * csb], one of the strides 1; (i, k) of A at a[k * lda + i].
+ */
+#define CQ_GEMM_FEW ((size_t)4096)
+typedef struct cq_gemm_f32_few {
+    const float *a, *b;
+    float *c;
+    size_t lda, rsb, csb, ldc, m, n, kc;
+    int first;
+} cq_gemm_f32_few;
+
 /* Lanes of one operand to one bfloat16 panel: element (r, k) at x[r * rs + k * cs]. */
 typedef struct cq_gemm_bf16_source {
     const void *x; /* float32, or bfloat16 where `half` */

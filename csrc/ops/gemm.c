@@ -114,6 +114,15 @@ static void finish(const void *ctx, size_t batch, size_t m0, size_t m, size_t n0
     if (!g->c) to->k->gemm_bf16_round(c, ldc, m, n, g->c16 + home, g->N);
 }
 
+/* Few rows multiply a matrix B of float32 where it lies: packing costs more than it saves. */
+static int is_thin(const cq_kernels *k, const cq_gemm_args *g) {
+    const cq_kernels *plain = cq_isa_table(CQ_ISA_scalar);
+    const int worth =
+        k->gemm_f32_few != plain->gemm_f32_few || k->gemm_f32_tile == plain->gemm_f32_tile;
+    return worth && g->M <= CQ_GEMM_MR && g->N >= 16 && g->K && !g->half && !g->planes &&
+           (g->rsb == 1 || g->csb == 1);
+}
+
 /* The plan, which points into `m`. */
 static cq_gemm_plan plan(const cq_kernels *k, const cq_gemm_args *g, cq_gemm_matrix m[2]) {
     const int unit = k->gemm_bf16_tile != cq_gemm_bf16_tile_scalar ||
@@ -126,15 +135,16 @@ static cq_gemm_plan plan(const cq_kernels *k, const cq_gemm_args *g, cq_gemm_mat
     m[1] = (cq_gemm_matrix){k,          g->b,     g->csb,           g->rsb,
                             CQ_GEMM_NR, g->inner, g->batch_outer_b, g->batch_inner_b,
                             planes,     1,        g->half};
-    const int few = g->N <= 2 * CQ_GEMM_NR || g->M <= 8;
+    const int thin = is_thin(k, g), direct = thin ? g->M == 1 : g->N <= 2 * CQ_GEMM_NR || g->M <= 8;
     return (cq_gemm_plan){.kind = planes ? CQ_GEMM_BF16 : CQ_GEMM_F32,
                           .planes = planes,
+                          .few = thin,
                           .batch = g->batch,
                           .M = g->M,
                           .N = g->N,
                           .K = g->K,
-                          .a = operand(&m[0], g->csa == 1 && few, rounded),
-                          .b = operand(&m[1], 0, rounded),
+                          .a = operand(&m[0], (g->csa == 1 || thin) && direct, rounded),
+                          .b = operand(&m[1], thin, rounded),
                           .c = g->c,
                           .ldc = g->N,
                           .batch_c = g->M * g->N};
@@ -146,7 +156,7 @@ static size_t sums_bytes(const cq_gemm_args *g, const cq_gemm_plan *p) {
     return cq_ceil_div(g->M * g->N * sizeof(float), 64) * 64 + 64;
 }
 
-size_t cq_gemm_workspace(const cq_ctx *cx, const cq_gemm_args *g) {
+static size_t workspace(const cq_ctx *cx, const cq_gemm_args *g) {
     cq_gemm_matrix m[2];
     cq_gemm_plan p = plan(cx->k, g, m);
     float some;
@@ -154,6 +164,15 @@ size_t cq_gemm_workspace(const cq_ctx *cx, const cq_gemm_args *g) {
     const size_t sums = sums_bytes(g, &p);
     if (!g->c && !sums) p.c = NULL;
     return cq_gemm_plan_workspace(&p, cx->threads) + sums;
+}
+
+/* The strides of B are not known: with either of them 1, or none. */
+size_t cq_gemm_workspace(const cq_ctx *cx, const cq_gemm_args *g) {
+    cq_gemm_args thin = *g, wide = *g;
+    thin.rsb = thin.csb = 1;
+    wide.rsb = wide.csb = 2;
+    const size_t least = workspace(cx, &thin), most = workspace(cx, &wide);
+    return least < most ? most : least;
 }
 
 cq_status cq_gemm(cq_ctx *cx, const cq_gemm_args *g, void *work) {

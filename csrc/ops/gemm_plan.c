@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Three ways through a product; the sums of an element are the same in all (core/gemm.h).
+/* Four ways through a product; the sums of an element are the same in all (core/gemm.h).
  * *Rows*: an operand B that fits in L2 is packed as a whole; then 12 rows at a time are finished,
  * for all columns and inputs, so that a large c can be streamed past the caches. For batches.
  * *Blocks*: a task is a block of c with all its inputs; panels of B are packed right before they
  * are used, so they are in L1. For few rows, few columns and products without c. *Shared*: one
  * large product; for four blocks of inputs, all threads pack both operands once, then share out
- * blocks of c, which stay in L2 from one block of inputs to the next. */
+ * blocks of c, which stay in L2 from one block of inputs to the next. *Thin*: at most 12 rows times
+ * a B that is read once, where it lies; a task is some columns. */
 #include "core/parallel.h"
 #include "gemm_shape.h"
 
@@ -140,12 +141,57 @@ static void block_task(job *j, size_t task, float *slot) {
     } while (k0 < p->K);
 }
 
+/* All of A in the slot, for as long as the product of the batch is the same. */
+static void thin_rows(const cq_gemm_plan *p, size_t batch, float *pa) {
+    for (size_t k0 = 0; k0 < p->K; k0 += CQ_GEMM_KC)
+        p->a.pack(p->a.ctx, batch, 0, p->M, k0, cq_min_size(p->K - k0, CQ_GEMM_KC),
+                  pa + k0 * CQ_GEMM_MR);
+}
+
+/* `packed`: the product whose A is in the slot. */
+static void thin_task(job *j, size_t task, float *slot, size_t *packed) {
+    const cq_gemm_plan *p = j->p;
+    const size_t col_tasks = cq_ceil_div(p->N, j->s.cols), batch = task / col_tasks;
+    const size_t n0 = task % col_tasks * j->s.cols, n1 = cq_min_size(p->N, n0 + j->s.cols);
+    const float *a = p->a.pack ? slot : p->a.data + offset(&p->a, batch);
+    const float *b = p->b.data + offset(&p->b, batch);
+    const size_t lda = p->a.pack ? CQ_GEMM_MR : p->a.cs;
+    const size_t step = p->b.rs == 1 ? n1 - n0 : 16; /* columns go one after the other */
+    float *c = p->c ? p->c + batch * p->batch_c + n0 : slot + j->s.a_floats;
+    const size_t ldc = p->c ? p->ldc : n1 - n0;
+    if (p->a.pack && *packed != batch) thin_rows(p, batch, slot);
+    *packed = batch;
+    for (size_t n = n0; n < n1; n += step)
+        for (size_t k0 = 0; k0 < p->K; k0 += CQ_GEMM_KC) {
+            if (cq_stop(j->cx)) return;
+            const cq_gemm_f32_few t = {.a = a + k0 * lda,
+                                       .b = b + k0 * p->b.cs + n * p->b.rs,
+                                       .c = c + (n - n0),
+                                       .lda = lda,
+                                       .rsb = p->b.cs,
+                                       .csb = p->b.rs,
+                                       .ldc = ldc,
+                                       .m = p->M,
+                                       .n = cq_min_size(n1 - n, step),
+                                       .kc = cq_min_size(p->K - k0, CQ_GEMM_KC),
+                                       .first = k0 == 0};
+            j->k->gemm_f32_few(&t);
+        }
+    for (size_t n = n0; n < n1 && p->epilogue; n += CQ_GEMM_NR)
+        p->epilogue(p->epilogue_ctx, batch, 0, p->M, n, cq_min_size(n1 - n, CQ_GEMM_NR),
+                    c + (n - n0), ldc);
+}
+
 static void run_slot(void *ctx, size_t begin, size_t end, size_t block) {
     job *j = ctx;
     (void)begin, (void)end;
     float *slot = j->work + block * cq_gemm_slot_floats(&j->s);
+    size_t packed = SIZE_MAX;
     for (size_t task; (task = atomic_fetch_add(&j->next, 1)) < j->s.tasks;)
-        (j->s.way == CQ_GEMM_ROWS ? rows_task : block_task)(j, task, slot);
+        if (j->s.way == CQ_GEMM_THIN)
+            thin_task(j, task, slot, &packed);
+        else
+            (j->s.way == CQ_GEMM_ROWS ? rows_task : block_task)(j, task, slot);
 }
 
 /* Shared: inputs and floats of block number `block` of those packed, and where its panels begin. */
@@ -244,8 +290,11 @@ static cq_status run_shared(job *j) {
 cq_status cq_gemm_run(cq_ctx *cx, const cq_gemm_plan *p, void *work) {
     if (!p->batch || !p->M || !p->N) return CQ_OK;
     uint8_t *aligned = (uint8_t *)work + (64 - (uintptr_t)work % 64) % 64;
-    job j = {
-        .cx = cx, .k = cx->k, .p = p, .s = cq_gemm_shape_of(p), .work = (float *)(void *)aligned};
+    job j = {.cx = cx,
+             .k = cx->k,
+             .p = p,
+             .s = cq_gemm_shape_of(p, cx->threads),
+             .work = (float *)(void *)aligned};
     j.tile = p->kind == CQ_GEMM_F32 ? cx->k->gemm_f32_tile : cx->k->gemm_bf16_tile;
     if (p->kind == CQ_GEMM_S8) j.tile = cx->k->gemm_s8_tile;
     if (j.s.way == CQ_GEMM_SHARED) return run_shared(&j);

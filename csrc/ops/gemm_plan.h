@@ -41,6 +41,7 @@ typedef struct cq_gemm_operand {
 typedef struct cq_gemm_plan {
     cq_gemm_kind kind;
     int planes; /* of bfloat16, 1 .. 3; 0 for float32 */
+    int few;    /* b is a matrix in memory, with b.rs or b.cs 1; M <= CQ_GEMM_MR; a.pack or M = 1 */
     size_t batch, M, N, K;
     cq_gemm_operand a, b;
     float *c;

@@ -3,13 +3,15 @@
 #include "gemm_shape.h"
 
 enum {
-    BLOCK_ROWS = 960,       /* rows of a task by blocks or rows, at most */
-    BLOCK_COLS = 1024,      /* columns of a task by blocks, at most */
-    SHARED_ROWS = 2112,     /* rows of A packed at a time */
-    SHARED_COLS = 2048,     /* columns of B packed at a time */
-    SHARED_INPUTS = 1024,   /* inputs packed at a time, if more than a block are */
-    SHARED_L2 = 1 << 19,    /* words of panels that are read from L2: 2 MiB */
-    ROWS_B_FLOATS = 1 << 17 /* largest packed B of a task by rows: 512 KiB */
+    BLOCK_ROWS = 960,        /* rows of a task by blocks or rows, at most */
+    BLOCK_COLS = 1024,       /* columns of a task by blocks, at most */
+    SHARED_ROWS = 2112,      /* rows of A packed at a time */
+    SHARED_COLS = 2048,      /* columns of B packed at a time */
+    SHARED_INPUTS = 1024,    /* inputs packed at a time, if more than a block are */
+    SHARED_L2 = 1 << 19,     /* words of panels that are read from L2: 2 MiB */
+    ROWS_B_FLOATS = 1 << 17, /* largest packed B of a task by rows: 512 KiB */
+    THIN_TASKS = 16,         /* of a product of few rows, */
+    THIN_COLS = 128          /* unless they had fewer columns */
 };
 
 static size_t align_floats(size_t n) { return cq_gemm_up(n, 16); }
@@ -64,9 +66,25 @@ static void shape_blocks(const cq_gemm_plan *p, cq_gemm_shape *s) {
     s->c_floats = p->c ? 0 : align_floats(cq_min_size(s->rows, p->M) * s->cols);
 }
 
-cq_gemm_shape cq_gemm_shape_of(const cq_gemm_plan *p) {
+/* As wide as there is work for every thread: what lies together is read fastest. */
+static void shape_thin(const cq_gemm_plan *p, int threads, cq_gemm_shape *s) {
+    const size_t most = CQ_GEMM_FEW / p->M / CQ_GEMM_NR * CQ_GEMM_NR;
+    const size_t share = cq_gemm_up(cq_ceil_div(p->N, (size_t)threads), CQ_GEMM_NR);
+    s->rows = p->M;
+    s->cols = cq_min_size(share < THIN_COLS ? THIN_COLS : share, most);
+    s->a_floats = p->a.pack ? operand_words(p, 1, CQ_GEMM_MR, p->K) : 0;
+    s->c_floats = p->c ? 0 : CQ_GEMM_FEW;
+}
+
+cq_gemm_shape cq_gemm_shape_of(const cq_gemm_plan *p, int threads) {
     cq_gemm_shape s = {.way = CQ_GEMM_BLOCKS};
     if (!p->batch || !p->M || !p->N) return s;
+    if (p->few) {
+        s.way = CQ_GEMM_THIN;
+        shape_thin(p, threads, &s);
+        s.tasks = p->batch * cq_ceil_div(p->N, s.cols);
+        return s;
+    }
     const int both = p->a.pack && p->b.pack && p->K;
     if (p->M > 8 && p->K && operand_words(p, p->N, CQ_GEMM_NR, p->K) <= ROWS_B_FLOATS)
         s.way = CQ_GEMM_ROWS;
@@ -83,10 +101,12 @@ cq_gemm_shape cq_gemm_shape_of(const cq_gemm_plan *p) {
     return s;
 }
 
-int cq_gemm_plan_shared(const cq_gemm_plan *p) { return cq_gemm_shape_of(p).way == CQ_GEMM_SHARED; }
+int cq_gemm_plan_shared(const cq_gemm_plan *p) {
+    return cq_gemm_shape_of(p, 1).way == CQ_GEMM_SHARED;
+}
 
 size_t cq_gemm_plan_workspace(const cq_gemm_plan *p, int threads) {
-    const cq_gemm_shape s = cq_gemm_shape_of(p);
+    const cq_gemm_shape s = cq_gemm_shape_of(p, threads);
     const size_t slots = s.way == CQ_GEMM_SHARED ? 1 : cq_min_size((size_t)threads, s.tasks);
     return 64 + slots * cq_gemm_slot_floats(&s) * sizeof(float);
 }

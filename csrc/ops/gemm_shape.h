@@ -30,7 +30,7 @@ CQ_INLINE size_t cq_gemm_words_before(const cq_gemm_plan *p, size_t n, size_t la
     return cq_ceil_div(n, lanes) * cq_gemm_panel_words(p, lanes, k);
 }
 
-typedef enum cq_gemm_way { CQ_GEMM_ROWS, CQ_GEMM_BLOCKS, CQ_GEMM_SHARED } cq_gemm_way;
+typedef enum cq_gemm_way { CQ_GEMM_ROWS, CQ_GEMM_BLOCKS, CQ_GEMM_SHARED, CQ_GEMM_THIN } cq_gemm_way;
 
 /* Rows and columns of a task, how many tasks, and the floats that a thread (shared: the product)
  * needs for panels of A, of B and sums. */
@@ -40,7 +40,8 @@ typedef struct cq_gemm_shape {
     size_t rows, cols, tasks, a_floats, b_floats, c_floats;
 } cq_gemm_shape;
 
-cq_gemm_shape cq_gemm_shape_of(const cq_gemm_plan *p);
+/* `threads` only matters to how many tasks a thin product has. */
+cq_gemm_shape cq_gemm_shape_of(const cq_gemm_plan *p, int threads);
 
 /* Inputs packed at a time, shared: one block where its panels fit in L2. */
 size_t cq_gemm_shared_inputs(const cq_gemm_plan *p);

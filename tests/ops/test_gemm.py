@@ -11,6 +11,7 @@ from cmibq.products import multiply
 from cmibq.runtime import native
 
 C = native()
+f32 = np.float32
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -48,6 +49,28 @@ def test_bound_and_bits(left: tuple[int, ...], right: tuple[int, ...]) -> None:
             )
             k.gemm(*four, 0, 1.0, None, 0, None, out, work)
             assert np.array_equal(out.reshape(got.shape), got), (isa, threads)
+
+
+@pytest.mark.parametrize("cols", [15, 16, 17, 33, 100])
+@pytest.mark.parametrize("inputs", [1, 15, 16, 23, 257, 530])
+def test_few_rows_are_rows_of_many(cols: int, inputs: int) -> None:
+    """Few rows multiply B where it lies, with the same bits: in both orders, and parts of it."""
+    a, b = normal(40, inputs).numpy(), normal(inputs, cols + 3, seed=1).numpy()[:, 1:-2]
+    bias, more = normal(cols).numpy(), normal(40, cols, seed=2).numpy()
+    turned = np.ascontiguousarray(b.T).T
+    for isa in C.ISAS[:: len(C.ISAS) - 1]:
+        k = C.Kernels(isa, 3)
+        want = np.empty((1, 1, 40, cols), f32)
+        work = np.empty(k.gemm_workspace(1, 40, cols, inputs, 0), np.uint8)
+        k.gemm(a[None, None], b[None, None], 0, 0.5, bias, 3, more[None, None], want, work)
+        for rows in range(1, 13):
+            work = np.empty(k.gemm_workspace(1, rows, cols, inputs, 0), np.uint8)
+            for left in (a[:rows], np.asfortranarray(a[:rows])):
+                for right in (b, turned):
+                    got = np.full((1, 1, rows, cols), np.nan, f32)
+                    args = (left[None, None], right[None, None], 0, 0.5, bias, 3)
+                    k.gemm(*args, more[None, None, :rows], got, work)
+                    assert np.array_equal(got, want[:, :, :rows]), (isa, rows)
 
 
 # Largest error relative to the sum of |a b| before the sums themselves round (scalar_bf16.c).

@@ -24,6 +24,13 @@ static void gemm_packed(run *t) {
     if (t->C < 10) gemm(t, 0, 0, cq_min_size(t->R, 23), 67, t->C + CQ_GEMM_KC, 1);
 }
 
+/* Few rows, B where it lies: in rows, in columns. */
+static void gemm_few(run *t) {
+    if (t->C >= 10) return;
+    for (int turned = 0; turned < 2; turned++)
+        gemm(t, turned, 0, cq_min_size(t->R, CQ_GEMM_MR), 147, t->C + CQ_GEMM_KC, 2);
+}
+
 /* In three planes of bfloat16, which is about float32; levels without them take float32. */
 static void gemm_planes(run *t) {
     t->tolerance = 1e-3;
@@ -125,10 +132,10 @@ static void attention(run *t) { attention_of(t, CQ_ATT_HIGHEST, 1e-3); }
 static void attention_bf16(run *t) { attention_of(t, CQ_ATT_BF16, 0.05); }
 
 const parity_case product_cases[] = {
-    {"gemm_rows", gemm_rows},           {"gemm_columns", gemm_columns},
-    {"gemm_packed", gemm_packed},       {"gemm_planes", gemm_planes},
-    {"gemm_large", gemm_large},         {"gemm_s8", gemm_s8},
-    {"gemm_bf16", gemm_bf16},           {"attention", attention},
-    {"attention_bf16", attention_bf16},
+    {"gemm_rows", gemm_rows},     {"gemm_columns", gemm_columns},
+    {"gemm_packed", gemm_packed}, {"gemm_planes", gemm_planes},
+    {"gemm_large", gemm_large},   {"gemm_s8", gemm_s8},
+    {"gemm_bf16", gemm_bf16},     {"gemm_few", gemm_few},
+    {"attention", attention},     {"attention_bf16", attention_bf16},
 };
 const size_t product_count = sizeof product_cases / sizeof *product_cases;

@@ -9,6 +9,8 @@
  * the first block of inputs and c = c + acc for the others. NaN and infinity follow IEEE. `c` must
  * not overlap a or b.
  *
+ * gemm_f32_few: the same sums, of few rows times a B that is not packed.
+ *
  * gemm_f32_stream copies n finished sums to where they stay, past the caches if that is faster.
  *
  * gemm_f32_finish: c = activation(c * scale + bias[j]) + residual[i, j], every step rounded to
@@ -47,6 +49,16 @@ void cq_gemm_f32_tile_scalar(const cq_gemm_f32_tile *t) {
             c[j] = t->first ? acc : c[j] + acc;
         }
     }
+}
+
+void cq_gemm_f32_few_scalar(const cq_gemm_f32_few *t) {
+    for (size_t i = 0; i < t->m; i++)
+        for (size_t j = 0; j < t->n; j++) {
+            const float *b = t->b + j * t->csb;
+            float *c = t->c + i * t->ldc + j, acc = 0.0f;
+            for (size_t k = 0; k < t->kc; k++) acc = fmaf(t->a[k * t->lda + i], b[k * t->rsb], acc);
+            *c = t->first ? acc : *c + acc;
+        }
 }
 
 void cq_gemm_f32_finish_scalar(const cq_gemm_finish *f, float *c, size_t ldc, size_t m, size_t n) {

@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "gemm_bf16_pack": Case(make, run_split, oracle_split),
     "gemm_bf16_round": Case(make, run_half, oracle_half),
     "gemm_bf16_tile": Case(make, run_split, oracle_split),
+    "gemm_f32_few": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_finite": Case(make, run_infinite, oracle_infinite),
     "gemm_f32_finish": Case(make, run, oracle, rtol=BOUND),
     "gemm_f32_pack": Case(make, run, oracle, rtol=BOUND),
