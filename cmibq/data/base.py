@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +53,7 @@ class CalibSample:
     images: tuple[Path, ...]
     messages: tuple[Message, ...]
     id: str
-    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     where: str = ""
 
 
@@ -66,7 +66,7 @@ class Calibration:
         encode: turn samples into tokens, given the model's processor.
     """
 
-    read: Callable[[QuantRecipe], list[CalibSample]]
+    read: Callable[[QuantRecipe], Sequence[CalibSample]]
     encode: Callable[[Sequence[CalibSample], Any, QuantRecipe], list[Encoded]]
 
 

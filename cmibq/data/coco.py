@@ -11,10 +11,11 @@ import numpy as np
 
 from cmibq.data.base import CALIBRATIONS, Calibration, CalibSample, check_images
 from cmibq.data.join import few_shot, interleave, long_texts
-from cmibq.data.pileval import TEXTS, read_texts, shuffled
+from cmibq.data.pileval import TEXTS
 from cmibq.data.prompts import Encoded, encode
 from cmibq.data.records import find_file
 from cmibq.data.shapes import read_items
+from cmibq.data.texts import read_texts, shuffled
 from cmibq.errors import DataError
 from cmibq.recipe import QuantRecipe
 

@@ -9,45 +9,15 @@ import numpy as np
 
 from cmibq.data.base import CALIBRATIONS, Calibration, CalibSample
 from cmibq.data.prompts import Encoded
-from cmibq.data.records import read_records
+from cmibq.data.texts import read_texts, shuffled
 from cmibq.errors import DataError
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["ROW", "TEXTS", "read_texts", "rows_of", "shuffled"]
+__all__ = ["ROW", "TEXTS", "rows_of"]
 
 ROW = 512
 TEXTS = "mit-han-lab/pile-val-backup"
 """The published texts, looked for in the Hugging Face cache where no file is named."""
-
-
-def _text(where: str, item: Any) -> str:
-    text = item.get("text") if isinstance(item, dict) else item
-    if not isinstance(text, str):
-        raise DataError(f"{where}: no text; write a string or an object with the key 'text'")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"{where}: has half a character (a lone surrogate)")
-    return text
-
-
-def read_texts(path: str, name: str = "data_path") -> list[CalibSample]:
-    """Read texts: strings or ``{"text": ...}``, or the lines of a ``.txt`` file.
-
-    Args:
-        path: see `cmibq.data.records.find_file`.
-        name: what the path is called, for messages.
-
-    Raises:
-        DataError: naming the file and the line, item or row.
-    """
-    return [
-        CalibSample((), (), where, {"text": _text(where, item)}, where)
-        for where, item in read_records(path, name)
-    ]
-
-
-def shuffled(samples: Sequence[CalibSample], seed: int) -> list[CalibSample]:
-    """Return texts in the order in which Hugging Face's ``shuffle(seed=...)`` puts them."""
-    return [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
 
 
 def rows_of(
@@ -88,7 +58,7 @@ def rows_of(
     return made
 
 
-def _read(recipe: QuantRecipe) -> list[CalibSample]:
+def _read(recipe: QuantRecipe) -> Sequence[CalibSample]:
     return shuffled(read_texts(recipe.data_path or TEXTS), recipe.seed)
 
 

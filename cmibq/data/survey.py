@@ -12,10 +12,10 @@ import numpy as np
 
 from cmibq.data.base import CalibSample, open_image
 from cmibq.data.lengths import fitting
-from cmibq.data.pileval import read_texts
 from cmibq.data.prompts import Encoded, encode
 from cmibq.data.records import find_file, item_lines, read_records
 from cmibq.data.shapes import read_items
+from cmibq.data.texts import read_texts
 from cmibq.errors import DataError
 
 __all__ = ["Survey", "are_texts", "survey"]

@@ -150,7 +150,7 @@ def _check_outputs(job: Job) -> None:
         check_writable(job.output)
 
 
-def _samples(recipe: QuantRecipe) -> list[CalibSample]:
+def _samples(recipe: QuantRecipe) -> Sequence[CalibSample]:
     if not recipe.run_process or (recipe.method == "rtn" and not recipe.data_path):
         return []
     return CALIBRATIONS[recipe.calib_data].read(recipe)

@@ -21,7 +21,7 @@ from cmibq.data import (
 )
 from cmibq.data.coco import choose
 from cmibq.data.join import TEXT
-from cmibq.data.pileval import read_texts, shuffled
+from cmibq.data.texts import Texts, read_texts, shuffled
 from cmibq.errors import DataError
 from cmibq.recipe import QuantRecipe
 from tests.fixtures import WORDS, make_processor
@@ -124,6 +124,28 @@ def test_too_few_texts_and_no_texts(items_path: Path, texts: Path, tmp_path: Pat
 def test_texts_are_shuffled_as_published() -> None:
     made = [CalibSample((), (), str(i)) for i in range(7)]
     assert [s.id for s in shuffled(made, 42)] == ["3", "2", "6", "4", "1", "5", "0"]
+
+
+def test_texts_are_read_when_they_are_asked_for(texts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gaps.jsonl"
+    path.write_text('"a"\n\n{"text": "b", "x": 1}\n"\u00e9"\n')
+    found = read_texts(path)
+    assert isinstance(found, Texts)
+    assert [s.raw["text"] for s in found] == ["a", "b", "\u00e9"]
+    assert found[1].where.endswith("gaps.jsonl, line 3")
+    assert [s.raw["text"] for s in reversed(found)][:2] == [s.raw["text"] for s in found[:0:-1]]
+    mixed = shuffled(found, 1)
+    order = np.random.default_rng(1).permutation(3)
+    assert [s.id for s in mixed] == [found[int(i)].id for i in order]
+    with pytest.raises(IndexError):
+        found[3]
+    for line, message in (("{}", "line 2: no text"), ("{", "line 2: not valid JSON")):
+        path.write_text(f'"a"\n{line}\n')
+        with pytest.raises(DataError, match=message):
+            read_texts(path)
+    path.write_text("\n")
+    with pytest.raises(DataError, match="has no items"):
+        read_texts(path)
 
 
 def test_the_published_order_of_items(items_path: Path) -> None:

@@ -21,7 +21,8 @@ from cmibq.data import (
     plan,
     read_items,
 )
-from cmibq.data.pileval import ROW, read_texts, rows_of
+from cmibq.data.pileval import ROW, rows_of
+from cmibq.data.texts import read_texts
 from cmibq.errors import DataError
 from tests.fixtures import make_processor, make_tokenizer
 

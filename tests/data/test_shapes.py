@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cmibq.data import Message, check_images, read_items, read_records
-from cmibq.data.pileval import read_texts
+from cmibq.data.texts import read_texts
 from cmibq.errors import ConfigError, DataError
 from cmibq.recipe import parse_model_args
 from cmibq.recipe.places import hub_folder
