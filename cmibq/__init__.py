@@ -19,6 +19,7 @@ _HOME: dict[str, str] = {
     "QuantRecipe": "cmibq.recipe",
     "PackedLinear": "cmibq.nn",
     "evaluate": "cmibq.eval",
+    "load": "cmibq.eval",
     "open_model": "cmibq.eval",
     "quantize": "cmibq.ptq",
 }

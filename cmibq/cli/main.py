@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "plan": ("plan", "predict memory, disk and time of a run before it is started"),
     "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
     "data": ("data", "check a file of items, or make a task of lmms-eval of it"),
+    "verify": ("verify", "compare a quantised model with the float model: verify DIR"),
     "export": ("export", "write a package as GGUF or compressed-tensors, and check it"),
     "report": ("report", "make a web page and a JSON file from the results of eval"),
     "demo": ("demo", "run everything on a small model that ships with cmibq"),

@@ -13,7 +13,7 @@ from cmibq.eval.compare import Comparison
 from cmibq.eval.samples import Sample, read_samples, write_samples
 
 if TYPE_CHECKING:
-    from cmibq.eval.loading import open_model
+    from cmibq.eval.loading import load, open_model
     from cmibq.eval.measure import evaluate
     from cmibq.eval.score import score
 
@@ -23,13 +23,14 @@ __all__ = [
     "PairedBootstrap",
     "Sample",
     "evaluate",
+    "load",
     "open_model",
     "read_samples",
     "score",
     "write_samples",
 ]
 
-_HOME = {"evaluate": "measure", "open_model": "loading", "score": "score"}
+_HOME = {"evaluate": "measure", "load": "loading", "open_model": "loading", "score": "score"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 from cmibq import io, models
 from cmibq.models import LoadedModel
 
-__all__ = ["open_model"]
+__all__ = ["load", "open_model"]
 
 
 def open_model(
@@ -50,3 +51,13 @@ def _set_generation(network: object, folder: Path) -> None:
         setattr(  # noqa: B010  # the skeleton's type does not know the attribute
             network, "generation_config", GenerationConfig.from_pretrained(folder)
         )
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return the model of a folder, packed if it is a package of either layout.
+
+    Raises:
+        ModelError: as `open_model`.
+        PackageError: as `open_model`.
+    """
+    return open_model(path)[0].model
