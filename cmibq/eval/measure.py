@@ -141,7 +141,7 @@ def _of_package(package: Package) -> Json:
 
 
 def _of_folder(loaded: LoadedModel, cfg: EvalConfig, stored: Mapping[str, LayerSpec]) -> Json:
-    names = loaded.adapter.targets(loaded.model)
+    names = loaded.adapter.targets(loaded.model, cfg.scope)
     weights = [loaded.model.get_parameter(f"{name}.weight") for name in names]
     count, size = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
     if stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,21 +11,21 @@ from torch import nn
 from cmibq.errors import ModelError
 from cmibq.io import ScaleEntry, load_scales
 from cmibq.io.manifest import LayerSpec
-from cmibq.models import LoadedModel
+from cmibq.models import LoadedModel, fitting_group
 from cmibq.nn import prepare_
-from cmibq.quant import PerGroup, fake_quantize_weight
+from cmibq.quant import PerGroup, QuantSpec, fake_quantize_weight
 from cmibq.recipe import EvalConfig
 from cmibq.search import LinearGroup, SearchConfig, apply_scales_, weight_spec
 
 __all__ = ["pseudo_quantize_"]
 
 
-def _apply_file_(loaded: LoadedModel, path: str) -> None:
+def _apply_file_(loaded: LoadedModel, path: str, scope: str) -> None:
     """Fuse the scales of a file into the model."""
     adapter, modules = loaded.adapter, dict(loaded.model.named_modules())
     groups: dict[tuple[str, ...], LinearGroup] = {
         ScaleEntry(group.prev, group.linears, torch.ones(1)).place: group
-        for name, block in adapter.blocks(loaded.model)
+        for _, name, block in adapter.numbered(loaded.model, scope)
         for group in adapter.groups(name, block)
     }
     for entry in load_scales(Path(path).expanduser()).entries:
@@ -39,14 +40,14 @@ def _apply_file_(loaded: LoadedModel, path: str) -> None:
 
 @torch.no_grad()
 def pseudo_quantize_(loaded: LoadedModel, cfg: EvalConfig) -> dict[str, LayerSpec]:
-    """Apply scales and round the weights of the decoder's linear layers, all in float.
+    """Apply scales and round the weights of the linear layers in scope, all in float.
 
     Weights only: they are rounded in place. With quantised activations the layers become
     `QuantLinear`, which rounds its inputs per token.
 
     Args:
         loaded: its model is changed.
-        cfg: bits, group, variant and file of scales.
+        cfg: bits, group, scope, variant and file of scales.
 
     Returns:
         How each layer would be stored.
@@ -55,26 +56,40 @@ def pseudo_quantize_(loaded: LoadedModel, cfg: EvalConfig) -> dict[str, LayerSpe
         ModelError: NaN weights, a group size that does not divide, scales of another model.
         PackageError: the file of scales is missing or damaged.
     """
-    model, names = loaded.model, loaded.adapter.targets(loaded.model)
-    acts = cfg.a_bit if cfg.a_bit < 16 else None
-    spec = weight_spec(
-        SearchConfig(
-            cfg.w_bit, cfg.w_group, symmetric=acts is not None, act_bits=acts, variant=cfg.variant
-        )
-    )
+    model = loaded.model
+    specs = _specs(loaded, cfg)
     if cfg.scale_path:
-        _apply_file_(loaded, cfg.scale_path)
-    if acts is not None:
-        prepare_(model, dict.fromkeys(names, spec), acts)
+        _apply_file_(loaded, cfg.scale_path, cfg.scope)
+    if cfg.a_bit < 16:
+        prepare_(model, specs, cfg.a_bit)
     else:
-        for name in names:
+        for name, spec in specs.items():
             weight = model.get_parameter(f"{name}.weight")
             weight.copy_(fake_quantize_weight(weight.float(), spec, name=name))
-    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else 0
     return {
-        name: LayerSpec(_shape(model.get_submodule(name)), spec.bits, size, spec.symmetric)
-        for name in names
+        name: LayerSpec(_shape(model.get_submodule(name)), spec.bits, _group(spec), spec.symmetric)
+        for name, spec in specs.items()
     }
+
+
+def _specs(loaded: LoadedModel, cfg: EvalConfig) -> dict[str, QuantSpec]:
+    """Return how each layer in scope is rounded, as `cmibq.ptq` would do it."""
+    adapter, model = loaded.adapter, loaded.model
+    acts = cfg.a_bit if cfg.a_bit < 16 else None
+    config = SearchConfig(
+        cfg.w_bit, cfg.w_group, symmetric=acts is not None, act_bits=acts, variant=cfg.variant
+    )
+    decoder = set(adapter.targets(model))
+    made = {}
+    for name in adapter.targets(model, cfg.scope):
+        width = model.get_parameter(f"{name}.weight").shape[1]
+        size = cfg.w_group if name in decoder else fitting_group(width, cfg.w_group)
+        made[name] = weight_spec(replace(config, group_size=size))
+    return made
+
+
+def _group(spec: QuantSpec) -> int:
+    return spec.granularity.size if isinstance(spec.granularity, PerGroup) else 0
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:

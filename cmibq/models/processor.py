@@ -42,7 +42,15 @@ def _without_videos(cls: Any) -> Any:
         made.pop("video_processor", None)
         return made
 
-    members = {"check_argument_for_proper_class": check, "to_dict": to_dict}
+    def save(self: Any, folder: Any, **options: Any) -> Any:
+        self.get_attributes = lambda: [n for n in cls.get_attributes() if n != "video_processor"]
+        try:
+            return cls.save_pretrained(self, folder, **options)
+        finally:
+            del self.get_attributes
+
+    members: dict[str, Any] = {"check_argument_for_proper_class": check, "to_dict": to_dict}
+    members["save_pretrained"] = save
     return type(cls.__name__, (cls,), members | {"__module__": cls.__module__})
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmibq.recipe.base import MOST_THREADS, VARIANTS, Weights, at_least, choice, opt, require
+from cmibq.recipe.base import (
+    MOST_THREADS,
+    VARIANTS,
+    Weights,
+    at_least,
+    choice,
+    opt,
+    parse_scope,
+    require,
+)
 
 __all__ = ["METRICS", "EvalConfig"]
 
@@ -47,6 +56,7 @@ class EvalConfig(Weights):
     w_bit: int = opt(16, "bits per weight (pseudo_quant)")
     w_group: int = opt(128, "weights per scale along the input; -1 = whole row (pseudo_quant)")
     a_bit: int = opt(16, "bits per activation (pseudo_quant)")
+    scope: str = opt("lm", "what is rounded: lm, projector, vision, by commas (pseudo_quant)")
     variant: str = opt("default", "default, or reference for the published rounding")
     run_process: bool = opt(False, "must be false: scales are searched by quantize")
     threads: int | None = opt(None, "threads; null takes those of the process")
@@ -56,6 +66,7 @@ class EvalConfig(Weights):
     def __post_init__(self) -> None:
         self.check_bits(self.w_bit, self.w_group, self.a_bit)
         choice("variant", self.variant, VARIANTS)
+        parse_scope(self.scope)
         at_least("limit", self.limit, 1)
         at_least("batch_size", self.batch_size, 1)
         at_least("threads", self.threads, 1, MOST_THREADS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 
 from cmibq.data import Batch, collate, encode, read_items
 from cmibq.eval.loading import open_model
+from cmibq.eval.pseudo import pseudo_quantize_
 from cmibq.eval.questions import load_questions
 from cmibq.eval.score import score
 from cmibq.io import check_probe
 from cmibq.models import MODELS, LoadedModel, load
-from cmibq.ptq import quantize
+from cmibq.ptq import quantize, run
 from cmibq.ptq.capture import first
 from cmibq.ptq.stream import enter
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import EvalConfig, QuantRecipe
 from tests.models.families import FAMILIES, write_family, write_talks
 
 Opened = dict[str, LoadedModel]
@@ -159,3 +161,61 @@ def test_tower_and_projector_are_quantised_on_request(
     groups = [g for _, n, b in blocks for g in loaded.adapter.groups(n, b)]
     tried = [g for g in groups if g.prev_kind == "norm" or method == "awq"]
     assert len(made.groups) == (0 if method == "rtn" else len(tried))
+
+
+def test_a_killed_search_goes_on_and_rounds_as_eval_does(
+    talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of decoder and tower found before the end are not searched again."""
+    folder = write_family("qwen2_vl", tmp_path / "model")
+    whole = QuantRecipe(
+        model_args=f"pretrained={folder}",
+        method="awq",
+        scope="lm,projector,vision",
+        w_group=16,
+        n_grid=3,
+        n_samples=6,
+        data_path=str(talks),
+        run_process=True,
+        pseudo_quant=True,
+        scale_path=str(tmp_path / "whole.safetensors"),
+        output_path=str(tmp_path / "whole"),
+        verify=False,
+    )
+    quantize(whole, progress=False)
+    again = replace(
+        whole,
+        scale_path=str(tmp_path / "again.safetensors"),
+        output_path=str(tmp_path / "again"),
+    )
+    real, seen = run.search_block, []
+
+    def counted(task: Any, index: int, name: str, *rest: Any) -> Any:
+        seen.append(name)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(task, index, name, *rest)
+
+    monkeypatch.setattr(run, "search_block", counted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(again, progress=False)
+    quantize(again, progress=False)
+    assert [n.rsplit(".", 2)[1] for n in seen] == ["layers"] * 2 + ["blocks"] * 3
+    one, other = (load(tmp_path / n).model.state_dict() for n in ("whole", "again"))
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    fresh = load(folder)
+    config = EvalConfig(
+        model_args=f"pretrained={folder}",
+        data_path=str(talks),
+        pseudo_quant=True,
+        method="awq",
+        scale_path=whole.scale_path,
+        scope=whole.scope,
+        w_bit=4,
+        w_group=16,
+    )
+    stored = pseudo_quantize_(fresh, config)
+    assert set(stored) == set(fresh.adapter.targets(fresh.model, whole.scope))
+    rounded = fresh.model.state_dict()
+    for name in stored:
+        torch.testing.assert_close(rounded[f"{name}.weight"], one[f"{name}.weight"])
