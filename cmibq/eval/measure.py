@@ -133,6 +133,7 @@ def _of_package(package: Package) -> Json:
         "source": str(parse_model_args(source)) if source else None,
         "bits_per_weight": _finite(manifest.bits_per_weight),
         "bytes_packed": manifest.packed_bytes,
+        "verify": manifest.metadata.get("verify"),
         "layers": {
             name: {**spec, "error": errors.get(name)}
             for name, spec in manifest.to_json()["layers"].items()

@@ -67,6 +67,7 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> dict[str, Any]:
         "other_rows": {group: tables[group].rows for group in groups if group != main},
         "layers": _layers(mine),
         "kinds": _kinds(mine, tables[main]),
+        "checks": _checks(mine),
         "strip": build_strip(runs, main),
         "environment": dict(mine[0].result.get("environment") or {}),
     }
@@ -92,6 +93,15 @@ def _layers(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, float]]]:
         if errors:
             made.setdefault(label(*run.setting), {})[run.method] = errors
     return made
+
+
+def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what each run's comparison with the float model gave when it was written."""
+    return [
+        {"method": run.method, "setting": label(*run.setting), **run.result["verify"]}
+        for run in sorted(runs, key=lambda r: setting_key(r.setting))
+        if isinstance(run.result.get("verify"), dict)
+    ]
 
 
 def _kinds(runs: Sequence[Run], table: Table) -> dict[str, Any]:

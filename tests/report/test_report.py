@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from cmibq.cli.main import main
 from cmibq.errors import ConfigError
 from cmibq.report import layers, plots
-from cmibq.report.build import write_report
+from cmibq.report.build import _checks, write_report
+from cmibq.report.collect import Run
 from cmibq.report.html import render, tell
 from cmibq.report.options import ReportOptions
 from cmibq.report.style import colour, marker, style
@@ -55,6 +56,22 @@ def test_rows_have_what_the_contract_names(report: dict[str, Any]) -> None:
     assert [row["method"] for row in report["other_rows"]["plain"]].count("oracle") == 0
     assert set(report["layers"]) == {"W4 g64", "W3 g64", "W2 g32", "W4A8 g64"}
     assert set(report["layers"]["W3 g64"]) == {"rtn", "smoothquant", "awq", "mbq"}
+
+
+def test_checks_after_writing_are_shown(report: dict[str, Any]) -> None:
+    assert report["checks"] == []
+    assert "Checked after writing" not in render(report)
+    said = {"prompt": "what is it ?", "float": "a <cat>", "quantised": "a dog"}
+    check = {"ok": False, "kl": 0.1234, "kl_max": None, "top1": 0.875, "places": 16}
+    result = {"method": "mbq", "w_bit": 4, "w_group": 64, "a_bit": 16}
+    run = Run(Path("a"), "m", result | {"verify": check | {"captions": [said]}}, ())
+    report["checks"] = _checks([run, Run(Path("b"), "m", result | {"verify": None}, ())])
+    (found,) = report["checks"]
+    assert (found["method"], found["setting"], found["kl"]) == ("mbq", "W4 g64", 0.1234)
+    page = render(report)
+    assert "not the same model" in page
+    assert "a &lt;cat&gt; → a dog" in page
+    assert "87.5" in page
 
 
 def test_strip_marks_differences(report: dict[str, Any]) -> None:
