@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class _Pointwise:
     keys: Sequence[str]
     argument: str | None
     x: Tensor
+    cast: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -39,10 +40,20 @@ class _Pointwise:
         input_scale: Tensor | None,
         act_bits: int | None,
     ) -> Tensor:
-        seen = prepared(self.x[rows], input_scale, act_bits)[None]
+        dtype = weights[0].dtype
+        seen = prepared(self.x[rows], input_scale, act_bits)[None].to(dtype)
         args, kwargs = ((seen,), {}) if self.argument is None else ((), {self.argument: seen})
-        named = dict(zip(self.keys, weights, strict=True))
-        return first(functional_call(self.module, named, args, kwargs))[0]
+        named = self._others(dtype) | dict(zip(self.keys, weights, strict=True))
+        return first(functional_call(self.module, named, args, kwargs))[0].float()
+
+    def _others(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the parameters that a group does not replace, in another dtype; made once."""
+        if dtype == torch.float32:
+            return {}
+        if not self.cast:
+            params = self.module.named_parameters()
+            self.cast.update((n, p.to(dtype)) for n, p in params if n not in self.keys)
+        return self.cast
 
 
 def _rotary(
@@ -102,11 +113,16 @@ def _agrees(
     run: RowRunner, block: BlockRunner, weights: Sequence[Tensor], lengths: Sequence[int]
 ) -> bool:
     """Tell whether a runner gives what the module gives, on some tokens of the shortest batch."""
-    batch = min((n, i) for i, n in enumerate(lengths) if n)[1]
-    start, count = sum(lengths[:batch]), lengths[batch]
-    at = torch.linspace(0, count - 1, min((count + 1) // 2, _CHECKED)).long()  # never all
     plain = {"input_scale": None, "act_bits": None}
-    want = next(iter(block(weights, **plain, batches=[batch])))[at]
+    if isinstance(run, _Pointwise):  # other tokens around it must not matter
+        start, count = 0, min(sum(lengths), 2 * _CHECKED)
+        whole = run(weights, torch.arange(count), **plain)
+    else:
+        batch = min((n, i) for i, n in enumerate(lengths) if n)[1]
+        start, count = sum(lengths[:batch]), lengths[batch]
+        whole = next(iter(block(weights, **plain, batches=[batch])))
+    at = torch.linspace(0, count - 1, min((count + 1) // 2, _CHECKED)).long()  # never all
+    want = whole[at]
     try:
         got = run(weights, start + at, **plain)
     except RuntimeError:  # shapes of a family that does something else

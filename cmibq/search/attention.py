@@ -7,7 +7,8 @@ for the tokens themselves; running the module would compute all of them for ever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,12 +19,21 @@ from cmibq.search.candidate import prepared
 __all__ = ["CausalAttention"]
 
 Projection = tuple[Tensor, Tensor | None]
+Spans = Sequence[tuple[int, int]]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn pairs of channels (i, i + D/2) of [h, t, D] by the angles of [t, D]."""
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x weight' + bias in float32, the product in the dtype of the weight."""
+    if weight.dtype == torch.float32:
+        return linear(x, weight, bias)
+    made = linear(x.to(weight.dtype), weight).float()
+    return made if bias is None else made.add_(bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +72,7 @@ class CausalAttention:
     scaling: float
     cos: Tensor
     sin: Tensor
+    kept: list[object] = field(default_factory=list, repr=False)
 
     def __call__(
         self,
@@ -78,30 +89,54 @@ class CausalAttention:
         firsts = (ends[met] - torch.tensor(self.lengths)[met]).tolist()
         parts = rows.split(counts.tolist())
         spans = [(a, int(part[-1]) + 1) for a, part in zip(firsts, parts, strict=True)]
-        seen = torch.cat([self.x[a:b] for a, b in spans])
-        seen = prepared(seen, input_scale, act_bits)
+        seen = self._seen(spans, input_scale, act_bits, weights[0].dtype)
         key, value = (self._heads(seen, weights[i], i) for i in (1, 2))
-        mixed, at = [], 0
+        mixed: list[Tensor] = []
+        at = 0
         for (a, b), part in zip(spans, parts, strict=True):
             own = slice(at, at + b - a)
             at += b - a
             query = self._heads(seen[own][part - a], weights[0], 0)
-            mixed.append(self._mix(query, key[:, own], value[:, own], part, a))
-        weight, bias = self.output
-        return linear(torch.cat(mixed), weight, bias)
+            keys = key[:, own], value[:, own]
+            mixed.append(self._mix(query, keys, part, a, weights[0].dtype))
+        return _project(torch.cat(mixed), self.output[0].to(weights[0].dtype), self.output[1])
+
+    def _seen(
+        self, spans: Spans, scale: Tensor | None, act_bits: int | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the tokens of some spans as the layers see them; kept while they stay as is."""
+        key = (tuple(spans), dtype)
+        plain = scale is None and act_bits is None
+        if plain and self.kept[:1] == [key]:
+            return cast(Tensor, self.kept[1])
+        made = torch.cat([self.x[a:b] for a, b in spans])
+        made = prepared(made, scale, act_bits).to(dtype)
+        if plain:
+            self.kept[:] = [key, made]
+        return made
 
     def _heads(self, x: Tensor, weight: Tensor, which: int) -> Tensor:
         """Project tokens [t, K] to [heads, t, head_dim]."""
-        made: Tensor = linear(x, weight, self.biases[which]).unflatten(-1, (-1, self.head_dim))
-        return made.transpose(0, 1)
+        made = _project(x, weight, self.biases[which])
+        return made.view(len(x), -1, self.head_dim).transpose(0, 1)
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, start: int) -> Tensor:
+    def _mix(
+        self,
+        query: Tensor,
+        keys: tuple[Tensor, Tensor],
+        rows: Tensor,
+        start: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         """Let the tokens `rows` look at the keys and values of their sequence: [n, heads * D]."""
+        key, value = keys
         end = start + key.shape[1]
         query = _rotate(query, self.cos[rows], self.sin[rows])
         key = _rotate(key, self.cos[start:end], self.sin[start:end])
         mask = torch.arange(start, end) <= rows[:, None]
+        query, key, value = (t.to(dtype)[None] for t in (query, key, value))
         out = scaled_dot_product_attention(
-            query[None], key[None], value[None], mask, scale=self.scaling, enable_gqa=True
+            query, key, value, mask, scale=self.scaling, enable_gqa=True
         )
-        return out[0].transpose(0, 1).flatten(1)
+        mixed: Tensor = out[0].transpose(0, 1).flatten(1)
+        return mixed

@@ -94,7 +94,8 @@ class BlockRunner(Protocol):
 class RowRunner(Protocol):
     """Run the inspected module with other weights, for some tokens only; as `BlockRunner` else.
 
-    Takes positions int64 [n] (ascending) in `GroupCalib.x`, returns outputs [n, C].
+    Takes positions int64 [n] (ascending) in `GroupCalib.x`, returns outputs float32 [n, C].
+    Products are made in the dtype of the weights, float32 or bfloat16.
     """
 
     def __call__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,18 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmibq import arrays
-from cmibq.arrays.race import Race, race
-from cmibq.arrays.search import TOKENS_OF_A_BLOCK, race_layers
+from cmibq.arrays.candidates import argbest
+from cmibq.arrays.race import Race, drawn_blocks, race
+from cmibq.arrays.search import FAST_BFLOAT16, TOKENS_OF_A_BLOCK, race_layers
 from cmibq.errors import ConfigError, ModelError
 from cmibq.ops import abssum
 from cmibq.quant import RangeMode
-from cmibq.search.base import BlockRunner, GroupCalib, RowRunner, SearchConfig
+from cmibq.runtime import kernels
+from cmibq.search.attention import CausalAttention
+from cmibq.search.base import BlockRunner, GroupCalib, SearchConfig
 from cmibq.search.candidate import candidate, compare, run_candidate, weight_spec
 
 __all__ = ["can_race", "race_group"]
 
 FIRST_BATCHES = 8
 FIRST_BLOCKS = 16
+TOLERANCE = 1e-3
+"""Of the loss; candidates closer than this are not told apart by running more tokens."""
+CONFIRMED_BLOCKS = 32
+"""Blocks on which finalists of a race in bfloat16 are compared in float32."""
 BLOCKS_AT_ONCE = 128
 """Blocks of tokens that a module is run on at a time, which bounds what it computes in between."""
 LOSSES = {1: "mae", 2: "mse"}
@@ -54,7 +62,7 @@ def race_group(
     if calib.block is None:
         found = _layers(calib, cfg, token, grid, power)
     elif calib.rows is not None:
-        found = _tokens(calib, calib.rows, cfg, token, grid, power)
+        found = _tokens(calib, cfg, token, grid, power)
     else:
         found = _batches(calib, calib.block, cfg, token, grid, power)
     if not np.isfinite(found.losses[found.best]):
@@ -114,9 +122,7 @@ def _batches(
     return race(judge, len(grid), size[used], first=FIRST_BATCHES)
 
 
-def _tokens(
-    calib: GroupCalib, run: RowRunner, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int
-) -> Race:
+def _tokens(calib: GroupCalib, cfg: SearchConfig, token: Tensor, grid: Tensor, power: int) -> Race:
     """Race over blocks of successive tokens."""
     starts = np.arange(0, len(token), TOKENS_OF_A_BLOCK)
     mass = token * abssum(calib.x.contiguous(), axis=0).double() ** power
@@ -124,20 +130,51 @@ def _tokens(
     used = np.flatnonzero(size > 0)
     if not len(used):
         used, size = np.arange(len(starts)), np.ones(len(starts))
-    clean = calib.clean_rows or run
+    half = kernels().isa in FAST_BFLOAT16
+    judge = _Judge(calib, cfg, token, grid, power, starts[used], torch.float32)
+    screen = replace(judge, dtype=torch.bfloat16) if half else judge
+    # Keys and values of whole sequences cost the same for few tokens as for more of them.
+    first = FIRST_BLOCKS * (2 if isinstance(calib.rows, CausalAttention) else 1)
+    found = race(screen, len(grid), size[used], first=first, tolerance=TOLERANCE)
+    return _confirmed(judge, found, size[used]) if half and len(found.finalists) > 1 else found
 
-    def judge(which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
-        parts = [_rows(starts[used[b]], len(token)) for b in _chunks(blocks)]
-        targets = [clean(calib.weights, p, input_scale=None, act_bits=None) for p in parts]
+
+def _confirmed(judge: _Judge, found: Race, size: NDArray[np.float64]) -> Race:
+    """Compare the candidates that bfloat16 did not tell apart once more in float32."""
+    blocks = np.unique(drawn_blocks(size, CONFIRMED_BLOCKS))
+    exact = judge(found.finalists, blocks).sum(1) * (size.sum() / size[blocks].sum())
+    losses = found.losses.copy()
+    losses[found.finalists] = exact
+    return replace(found, best=int(found.finalists[argbest(exact)]), losses=losses)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Losses of candidates on blocks of successive tokens, in the precision of `dtype`."""
+
+    calib: GroupCalib
+    cfg: SearchConfig
+    token: Tensor
+    grid: Tensor
+    power: int
+    starts: NDArray[np.intp]
+    dtype: torch.dtype
+
+    def __call__(self, which: NDArray[np.intp], blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+        calib, run, token = self.calib, self.calib.rows, self.token
+        assert run is not None
+        clean = calib.clean_rows or run
+        parts = [_rows(self.starts[b], len(token)) for b in _chunks(blocks)]
+        weights = [w.to(self.dtype) for w in calib.weights]
+        targets = [clean(weights, p, input_scale=None, act_bits=None) for p in parts]
         out = np.empty((len(which), len(blocks)))
         for i, c in enumerate(which):
-            weights, seen = candidate(calib, cfg, grid[c])
+            made, seen = candidate(calib, self.cfg, self.grid[c])
+            made = [w.to(self.dtype) for w in made]
             pairs = zip(parts, targets, strict=True)
-            each = [_block_sums(t - run(weights, p, **seen), token[p], power) for p, t in pairs]
+            each = [_block_sums(t - run(made, p, **seen), token[p], self.power) for p, t in pairs]
             out[i] = np.concatenate(each)
         return out
-
-    return race(judge, len(grid), size[used], first=FIRST_BLOCKS)
 
 
 def _chunks(blocks: NDArray[np.intp]) -> list[NDArray[np.intp]]:

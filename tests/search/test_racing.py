@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.quant import fake_quantize_tokens
-from cmibq.search import SEARCHES, BlockRunner, GroupCalib, LinearGroup, SearchConfig, TokenWeights
+from cmibq.search import (
+    SEARCHES,
+    BlockRunner,
+    GroupCalib,
+    LinearGroup,
+    RowRunner,
+    SearchConfig,
+    TokenWeights,
+)
 
 HIDDEN, INNER, LENGTHS = 64, 96, [40, 24, 56, 32] * 16
 NORM = LinearGroup("gate_up", "norm", "norm", ("gate", "up"), "mlp")
@@ -83,6 +91,51 @@ def test_lengths_must_add_up() -> None:
     block, _, _ = groups(0)
     with pytest.raises(ModelError, match="group 'gate_up': batches of 40 tokens for 2432"):
         SEARCHES["mbq"](replace(block, lengths=[40]), SearchConfig(3, 32, effort="race"))
+
+
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_single_tokens_race_as_batches_do(act_bits: int | None) -> None:
+    """The module is run for drawn tokens: far fewer of them, and as good a choice."""
+    full = SearchConfig(3, 32, symmetric=act_bits is not None, act_bits=act_bits)
+    for seed in range(4):
+        block, _, _ = groups(seed)
+        ran: list[int] = []
+
+        def rows(
+            weights: Sequence[Tensor],
+            at: Tensor,
+            *,
+            input_scale: Tensor | None,
+            act_bits: int | None,
+            x: Tensor = block.x,
+            seed: int = seed,
+            ran: list[int] = ran,
+        ) -> Tensor:
+            ran.append(len(at))
+            down = torch.randn(HIDDEN, INNER, generator=torch.Generator().manual_seed(seed))
+            seen = x[at] if input_scale is None else x[at] / input_scale
+            seen = seen if act_bits is None else fake_quantize_tokens(seen, act_bits)
+            gate, up = (F.linear(seen.to(w.dtype), w).float() for w in weights)
+            return F.linear(F.silu(gate) * up, down / INNER**0.5)
+
+        def whole(
+            weights: Sequence[Tensor],
+            *,
+            input_scale: Tensor | None,
+            act_bits: int | None,
+            rows: RowRunner = rows,
+            x: Tensor = block.x,
+        ) -> Iterator[Tensor]:
+            every = torch.arange(len(x))
+            yield rows(weights, every, input_scale=input_scale, act_bits=act_bits)
+
+        want = SEARCHES["awq"](replace(block, block=whole), full)
+        ran.clear()
+        raced = replace(block, block=whole, rows=rows)
+        found = SEARCHES["awq"](raced, replace(full, effort="race"))
+        index = round((found.ratio or 0) * 19)
+        assert want.losses[index] <= 1.002 * min(want.losses)
+        assert sum(ran) < 0.7 * 21 * len(block.x)
 
 
 def test_unknown_effort_is_refused() -> None:

@@ -188,3 +188,24 @@ def test_searching_changes_nothing() -> None:
     for method in METHODS:
         SEARCHES[method](hard, SearchConfig(4, 64))
     assert all(torch.equal(a, b) for a, b in zip(before, (hard.x, *hard.weights), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["default", "reference"])
+@pytest.mark.parametrize("loss", ["mae", "mse"])
+def test_mbq_with_a_ratio_of_one_is_awq(loss: str, variant: str) -> None:
+    """All tokens weighted alike: the same losses, choice and scales to the last bit."""
+    from dataclasses import replace
+
+    vision = torch.arange(TOKENS) % 2 == 0  # as many of either kind: their own counts are alike
+    for calib in toy(3)[:2]:
+        counted = "mae" if variant == "default" else loss
+        tokens = TokenWeights.modality(~vision, vision, 1.0, counted)
+        if counted == "mse":  # published: each kind is divided by its own count
+            tokens = TokenWeights(tokens.weight / 2)
+        cfg = SearchConfig(3, 64, loss_mode=loss, variant=variant)
+        mine, theirs = (SEARCHES[m](replace(calib, tokens=tokens), cfg) for m in ("mbq", "awq"))
+        assert mine.losses == theirs.losses
+        assert mine.ratio == theirs.ratio
+        assert mine.scales is not None
+        assert theirs.scales is not None
+        assert torch.equal(mine.scales, theirs.scales)
