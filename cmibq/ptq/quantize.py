@@ -188,6 +188,15 @@ def _streams(
     )
 
 
+def _restart(bar: Any, groups: int, blocks: int) -> None:
+    """Count the time left from here: what was found earlier and the samples took no such time."""
+    if bar.disable:
+        return
+    bar.initial = bar.n = bar.last_print_n = min(groups * blocks, bar.total)
+    bar.start_t = bar.last_print_t = time.time()
+    bar.refresh()
+
+
 def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held | None]:
     """Do what is left of a run; return its notes, and what its result is to be compared with."""
     from tqdm import tqdm
@@ -213,7 +222,8 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
         found: dict[int, BlockFound] = {}
         if "lm" in parse_scope(recipe.scope):
             source = functools.partial(_streams, job, loaded, samples, place)
-            found |= process_(recipe, loaded, source, job.journal, **how)
+            begin = functools.partial(_restart, bar, max(map(len, tables.values()), default=0))
+            found |= process_(recipe, loaded, source, job.journal, begin=begin, **how)
         found |= process_tower_(recipe, loaded, samples, job.journal, **how)
         bar.update(total - bar.n)
     notes = _notes(job, loaded, found, samples)

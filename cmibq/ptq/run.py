@@ -159,6 +159,7 @@ def process_(
     known: dict[int, BlockFound] | None = None,
     change: bool = True,
     tick: Callable[[], object] = lambda: None,
+    begin: Callable[[int], object] = lambda blocks: None,
     place: Place = PLACE,
     part: str = "lm",
 ) -> dict[int, BlockFound]:
@@ -172,6 +173,7 @@ def process_(
         known: scales per block from elsewhere.
         change: False leaves the model float and only searches.
         tick: called after every group that was searched.
+        begin: called with the number of blocks found earlier when the first one is searched.
         place: room and processes; all of them find the same, the first one keeps the journal.
         part: whose blocks, ``"lm"`` or ``"vision"``.
 
@@ -186,6 +188,7 @@ def process_(
     streams, ratios = list[BatchStream](), None
     if last >= 0:
         streams, ratios = _calibrate(recipe, loaded, source, journal, team)
+        begin(len(found))
     task = _task(recipe, loaded, ratios, tick, place)
     behind = [replace(s) for s in streams] if rounded else []
     for number, name, block in blocks:

@@ -7,6 +7,7 @@ What reads or writes whole files is timed on a part.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from cmibq.data import Encoded
+from cmibq.eval.answers import MOST_TOKENS, ask
 from cmibq.models import LoadedModel, check_weights, load
 from cmibq.nn import convert_
 from cmibq.ptq.blocks import pack_spec, search_block
@@ -29,6 +31,7 @@ from cmibq.ptq.reweight import Means, add_gradients_
 from cmibq.ptq.run import search_config
 from cmibq.ptq.stream import BatchStream, enter, float32_block, image_features
 from cmibq.ptq.task import Task
+from cmibq.ptq.verify import VERIFIED
 from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
 from cmibq.search import weight_spec
@@ -127,7 +130,7 @@ def _gradient_seconds(probe: _Probe, blocks: int, tokens: Tokens) -> float:
 def _calibrating(probe: _Probe, shape: Shape, tokens: Tokens) -> dict[str, float]:
     """Return the seconds of images, of bringing samples to the first block, and of gradients."""
     loaded, some = probe.loaded, probe.samples[:1]
-    decoder, blocks = loaded.adapter.decoder(loaded.model), probe.blocks
+    blocks = probe.blocks
     made = {}
     looked = min(len({p for s in probe.samples for p in s.sample.images}), tokens.images)
     if looked:
@@ -136,16 +139,44 @@ def _calibrating(probe: _Probe, shape: Shape, tokens: Tokens) -> dict[str, float
         made["images"] = seconds / looked * tokens.images
     times = []
     for count in (1, 2):
-        setattr(decoder, loaded.adapter.layers, nn.ModuleList(blocks[:count]))
+        _layers(loaded, blocks[:count])
         probe.streams(1)
         times.append(_timed(lambda: probe.streams(1))[0])
-    setattr(decoder, loaded.adapter.layers, nn.ModuleList(blocks[:1]))
+    _layers(loaded, blocks[:1])
     share = tokens.kept / max(sum(map(len, some)), 1)
     forward = max(times[1] - times[0], 0.0) * shape.blocks
     image = made.get("images", 0.0) / max(tokens.images, 1)
     made["samples"] = forward * share + max(times[0] - image, 0.0) * share
     made["gradients"] = _gradient_seconds(probe, shape.blocks, tokens)
     return made
+
+
+def _layers(loaded: LoadedModel, blocks: Sequence[nn.Module]) -> None:
+    """Leave a model some blocks only."""
+    decoder = loaded.adapter.decoder(loaded.model)
+    setattr(decoder, loaded.adapter.layers, nn.ModuleList(blocks))
+
+
+def _verifying(probe: _Probe, shape: Shape, size: float) -> float:
+    """Return the seconds of asking the float model and the result, and of opening the result.
+
+    Args:
+        probe: the model.
+        shape: of the whole one.
+        size: seconds of reading the result.
+    """
+    some, found = probe.samples[:1], []
+    for captions in (0, 1):
+        times: list[float] = []
+        for count in (1, min(2, len(probe.blocks))):
+            _layers(probe.loaded, probe.blocks[:count])
+            once = functools.partial(ask, probe.loaded, some, captions=captions)
+            once()
+            times.append(_timed(once)[0])
+        found.append(times[0] + max(times[1] - times[0], 0.0) * (shape.blocks - 1))
+    plain, told = found
+    samples = min(max(MOST_TOKENS // max(len(some[0]), 1), 1), VERIFIED)
+    return 2 * (samples * plain + 2 * max(told - plain, 0.0)) + size
 
 
 def _round_(recipe: QuantRecipe, loaded: LoadedModel, names: Sequence[str]) -> None:
@@ -218,19 +249,17 @@ def seconds_of(
         made |= _calibrating(probe, shape, tokens)
         made["search"] = _search_seconds(probe, tokens.kept) * shape.blocks
     if recipe.output_path:
+        size = shape.packed(recipe) * shape.blocks + shape.rest()
+        size = shape.file_bytes if recipe.pseudo_quant else size
+        if recipe.verify and samples:
+            made["verify"] = _verifying(probe, shape, size * _hash_rate(weights))
         with float32_block(blocks[0], changes=False):
             seconds, _ = _timed(lambda: _round_(recipe, loaded, first))
         made["round and pack"] = seconds * shape.blocks
         if samples and len(blocks) > 1:  # the first pass through packed layers, for the probe
-            setattr(
-                loaded.adapter.decoder(loaded.model),
-                loaded.adapter.layers,
-                nn.ModuleList(blocks[:2]),
-            )
+            _layers(loaded, blocks[:2])
             image = made.get("images", 0.0) / max(tokens.images, 1)
             seconds, found = _timed(lambda: probe.streams(2))
             made["probe"] = max(seconds - len(found) * image, 0.0) * shape.blocks
-        size = shape.packed(recipe) * shape.blocks + shape.rest()
-        size = shape.file_bytes if recipe.pseudo_quant else size
         made["write"] = size * (_write_rate(Path(recipe.output_path)) + _hash_rate(weights))
     return made

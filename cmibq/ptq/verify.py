@@ -17,9 +17,10 @@ from cmibq.io import add_metadata, check_probe
 from cmibq.models import LoadedModel
 from cmibq.ptq.job import NOTE, Job
 
-__all__ = ["Held", "hold_out", "verify_"]
+__all__ = ["VERIFIED", "Held", "hold_out", "verify_"]
 
-_SAMPLES = 8
+VERIFIED = 8
+"""Samples that the float model and the result are compared on, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,9 @@ def _others(job: Job, loaded: LoadedModel) -> list[Encoded]:
     """Return samples of the calibration data that the calibration does not use."""
     recipe = job.recipe
     used = {s.where for s in job.samples[: recipe.n_samples]}
-    wide = dataclasses.replace(recipe, n_samples=recipe.n_samples + _SAMPLES)
+    wide = dataclasses.replace(recipe, n_samples=recipe.n_samples + VERIFIED)
     rest = [s for s in reversed(CALIBRATIONS[recipe.calib_data].read(wide)) if s.where not in used][
-        :_SAMPLES
+        :VERIFIED
     ]
     if not rest:
         return []
@@ -73,7 +74,7 @@ def hold_out(job: Job, loaded: LoadedModel, samples: Sequence[Encoded]) -> Held 
         held = _others(job, loaded)
     except DataError:  # such as texts that are all too long
         held = []
-    chosen = held or list(samples[:_SAMPLES])
+    chosen = held or list(samples[:VERIFIED])
     return Held(chosen, bool(held), ask(loaded, chosen))
 
 
