@@ -10,7 +10,8 @@ from pathlib import Path
 from cmibq.data import CalibSample, Encoded, context_length, encode_calibration
 from cmibq.errors import ConfigError
 from cmibq.models import load_processor
-from cmibq.ptq.needs import SLACK, Needs, count_tokens, needs, read_shape
+from cmibq.ptq.needs import SLACK, Needs, count_tokens, needs
+from cmibq.ptq.shape import read_shape
 from cmibq.ptq.spill import resident
 from cmibq.recipe import QuantRecipe, parse_size
 

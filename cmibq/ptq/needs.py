@@ -8,18 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch import nn
-
-from cmibq.alloc.size import row_bytes
 from cmibq.data import Encoded
-from cmibq.models import read_family, skeleton
 from cmibq.ptq.blocks import pass_sizes
+from cmibq.ptq.shape import Shape
 from cmibq.ptq.stream import batch_rows
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["SLACK", "WINDOW", "Needs", "Shape", "Tokens", "count_tokens", "needs", "read_shape"]
+__all__ = ["SLACK", "WINDOW", "Needs", "Tokens", "count_tokens", "needs"]
 
 WINDOW = 64 << 20
 """Bytes for pages of files that are being read."""
@@ -27,99 +23,6 @@ SLACK = 64 << 20  # heap that is free but not given back, buffers of libraries
 _HEAD_TOKENS = 256
 _GRADIENT_STATES, _GRADIENT_INNER = 12, 7
 _FORWARD_STATES, _FORWARD_INNER = 8, 4
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model in numbers.
-
-    Args:
-        file_bytes: size of its weights.
-        itemsize: bytes of a weight.
-        blocks: decoder blocks.
-        block_params: parameters of one.
-        hidden: width of hidden states.
-        inner: outputs of the widest layer of a block.
-        vocabulary: outputs of the head.
-        tower: outputs of the widest layer outside the decoder and head; 0 without one.
-        groups: (name, inputs, weights, whether a module is run) of each group of a block.
-        others: inputs of linear layers of a block that are in no group.
-        layers: (outputs, inputs) of the linear layers of a block.
-    """
-
-    file_bytes: int
-    itemsize: int
-    blocks: int
-    block_params: int
-    hidden: int
-    inner: int
-    vocabulary: int
-    tower: int
-    groups: tuple[tuple[str, int, int, bool], ...]
-    others: tuple[int, ...]
-    layers: tuple[tuple[int, int], ...]
-
-    @property
-    def model(self) -> int:
-        """Bytes of the model in memory."""
-        return self.file_bytes
-
-    def packed(self, recipe: QuantRecipe) -> int:
-        """Return the bytes of the layers of one block as packed."""
-        one = {
-            "bits": recipe.w_bit,
-            "group": recipe.group_size,
-        }
-        return sum(n * row_bytes(k, symmetric=recipe.symmetric, **one) for n, k in self.layers)
-
-    def rest(self) -> int:
-        """Return the bytes of what is not quantised."""
-        linear = sum(n * k for n, k in self.layers) * self.blocks
-        return max(self.file_bytes - linear * self.itemsize, 0)
-
-
-def read_shape(path: Path) -> Shape:
-    """Return the numbers of a model folder.
-
-    Raises:
-        ModelError: it is no supported model.
-    """
-    adapter, model = read_family(path), skeleton(path)
-    params = sum(p.numel() for p in model.parameters())
-    size = sum(f.stat().st_size for f in path.glob("*.safetensors"))
-    (name, block), *more = adapter.blocks(model)
-    modules = {f"{name}.{n}": m for n, m in block.named_modules() if n}
-    linears = {n: m for n, m in modules.items() if isinstance(m, nn.Linear)}
-    groups = adapter.groups(name, block)
-    grouped = {n for g in groups for n in g.linears}
-    head = adapter.lm_head(model).get_parameter("weight")
-    inside = f"{adapter.decoder_path}."
-    tower = [
-        m.out_features
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and not n.startswith(inside) and n != adapter.head_path
-    ]
-    return Shape(
-        file_bytes=size,
-        itemsize=max(round(size / max(params, 1)), 1),
-        blocks=1 + len(more),
-        block_params=sum(p.numel() for p in block.parameters()),
-        hidden=head.shape[1],
-        inner=max(m.out_features for m in linears.values()),
-        vocabulary=head.shape[0],
-        tower=max(tower, default=0),
-        groups=tuple(
-            (
-                g.name,
-                linears[g.linears[0]].in_features,
-                sum(linears[n].weight.numel() for n in g.linears),
-                g.inspect not in g.linears,
-            )
-            for g in groups
-        ),
-        others=tuple(m.in_features for n, m in linears.items() if n not in grouped),
-        layers=tuple((m.out_features, m.in_features) for m in linears.values()),
-    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +82,8 @@ class Needs:
     Args:
         base: what the process takes before it begins.
         model: weights, mapped from their files.
+        kept: result in memory when the last block is in work; weights give way to it.
+        rest: weights that are not quantised.
         phases: phase -> what it needs beside them, without tensors of all tokens.
         stored: (what, bytes) of tensors of all tokens, in the order in which they are made.
         result: (what, bytes) on disk in the end.
@@ -186,6 +91,8 @@ class Needs:
 
     base: int
     model: int
+    kept: int
+    rest: int
     phases: dict[str, int]
     stored: tuple[tuple[str, int], ...]
     result: tuple[tuple[str, int], ...]
@@ -193,7 +100,9 @@ class Needs:
     @property
     def smallest(self) -> int:
         """Least memory that works: tensors of all tokens in files, weights read when needed."""
-        return self.base + max(self.phases.values()) + WINDOW + SLACK
+        write = self.kept + self.rest + self.phases["write"]  # weights are copied for that
+        work = self.kept + max(size for name, size in self.phases.items() if name != "write")
+        return self.base + max(work, write) + WINDOW + SLACK
 
     def room(self, cap: int) -> int:
         """Return how many bytes of tensors of all tokens may stay in memory under a cap."""
@@ -211,8 +120,8 @@ class Needs:
     def peak(self, room: int | None = None, cap: int | None = None) -> int:
         """Return the largest resident memory."""
         stored = sum(size for _, size in self.stored) - self.scratch(room)
-        search = max(self.phases["search"] + stored, *self.phases.values())
-        peak = self.base + self.model + search
+        work = self.model + max(self.phases["search"] + stored, *self.phases.values())
+        peak = self.base + max(work, self.kept + 2 * self.rest + self.phases["write"])
         return peak if cap is None else min(peak, cap)
 
 
@@ -234,7 +143,18 @@ def _phases(recipe: QuantRecipe, shape: Shape, tokens: Tokens) -> dict[str, int]
         made["search"] = block + weights + forward + masks
     largest = max(n * k for n, k in shape.layers)
     made["pack"] = block + 3 * 4 * largest
+    made["write"] = (256 << 20) if recipe.output_path else 0
+    made["write"] = min(made["write"], shape.file_bytes)
     return made
+
+
+def _kept(recipe: QuantRecipe, shape: Shape) -> int:
+    """Return the bytes of the quantised layers in memory."""
+    if not recipe.output_path:
+        return 0
+    if recipe.pseudo_quant:
+        return shape.blocks * shape.block_params * shape.itemsize
+    return shape.blocks * shape.packed(recipe)
 
 
 def _stored(shape: Shape, tokens: Tokens) -> list[tuple[str, int]]:
@@ -279,6 +199,8 @@ def needs(recipe: QuantRecipe, shape: Shape, tokens: Tokens, base: int) -> Needs
     return Needs(
         base,
         shape.model,
+        _kept(recipe, shape),
+        shape.rest() if recipe.output_path else 0,
         _phases(recipe, shape, tokens),
         tuple(_stored(shape, tokens)),
         tuple(result),

@@ -9,7 +9,8 @@ from typing import Any
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.fit import encoded, smallest_needs
 from cmibq.ptq.job import prepare
-from cmibq.ptq.needs import Needs, count_tokens, read_shape
+from cmibq.ptq.needs import Needs, count_tokens
+from cmibq.ptq.shape import read_shape
 from cmibq.ptq.timing import process_age, seconds_of
 from cmibq.recipe import QuantRecipe, parse_size
 

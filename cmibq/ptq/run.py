@@ -185,10 +185,9 @@ def process_(
     numbers = [number for number, _, _ in blocks]
     rounded = change and known is None and not rounding_of(recipe).is_plain
     found, last = _known(numbers, known or {}, journal, team, rounded)
-    streams, ratios = list[BatchStream](), None
-    if last >= 0:
-        streams, ratios = _calibrate(recipe, loaded, source, journal, team)
-        begin(len(found))
+    some = _calibrate(recipe, loaded, source, journal, team) if last >= 0 else ([], None)
+    streams, ratios = some
+    begin(len(found))
     task = _task(recipe, loaded, ratios, tick, place)
     behind = [replace(s) for s in streams] if rounded else []
     for number, name, block in blocks:

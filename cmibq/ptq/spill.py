@@ -9,6 +9,7 @@ hard limit (`Room.limit`) a thread gives them back before that.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import mmap
 import os
@@ -22,14 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmibq import memory
 from cmibq.fileio import explain
-from cmibq.memory import page_out
 
 __all__ = ["Room", "resident"]
 
 _ALIGN = 64
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _POLL_SECONDS = 0.01
+_REST_SECONDS = 0.1  # after giving back was not enough
 _WEIGHTS = ".safetensors"
 _numbers = itertools.count()
 
@@ -49,7 +51,7 @@ def _page_out_weights() -> None:
         for line in Path("/proc/self/maps").read_text().splitlines():
             if line.endswith(_WEIGHTS):
                 start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                page_out(start, end - start)
+                memory.page_out(start, end - start)
 
 
 class Room:
@@ -136,7 +138,10 @@ class Room:
         return np.frombuffer(mapping, np.uint8)
 
     def release(self) -> None:
-        """Give mapped pages back to the system; their values stay, in files."""
+        """Give free memory and mapped pages back to the system; values stay, in files."""
+        memory.clear()
+        with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+            ctypes.CDLL(None).malloc_trim(0)
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapping in list(self._maps):
                 mapping.madvise(mmap.MADV_DONTNEED)
@@ -159,6 +164,9 @@ class Room:
             watch.join()
 
     def _watch(self, done: threading.Event) -> None:
-        while not done.wait(_POLL_SECONDS):
+        pause = _POLL_SECONDS
+        while not done.wait(pause):
+            pause = _POLL_SECONDS
             if self.limit is not None and resident() > self.limit:
                 self.release()
+                pause = _REST_SECONDS if resident() > self.limit else _POLL_SECONDS

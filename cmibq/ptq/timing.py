@@ -26,9 +26,10 @@ from cmibq.eval.answers import MOST_TOKENS, ask
 from cmibq.models import LoadedModel, check_weights, load
 from cmibq.nn import convert_
 from cmibq.ptq.blocks import pack_spec, search_block
-from cmibq.ptq.needs import Shape, Tokens
+from cmibq.ptq.needs import Tokens
 from cmibq.ptq.reweight import Means, add_gradients_
 from cmibq.ptq.run import search_config
+from cmibq.ptq.shape import Shape
 from cmibq.ptq.stream import BatchStream, enter, float32_block, image_features
 from cmibq.ptq.task import Task
 from cmibq.ptq.verify import VERIFIED

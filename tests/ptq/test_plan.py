@@ -96,7 +96,8 @@ def test_a_limit_is_no_other_recipe(tmp_path: Path, llava_dir: Path, items_path:
 
 
 def test_room_under_a_limit_by_hand() -> None:
-    made = Needs(100 << 20, 50 << 20, {"a": 10 << 20, "b": 30 << 20}, (("x", 40), ("y", 70)), ())
+    phases = {"search": 10 << 20, "pack": 30 << 20, "write": 5 << 20}
+    made = Needs(100 << 20, 50 << 20, 0, 20 << 20, phases, (("x", 40), ("y", 70)), ())
     assert made.smallest == (100 + 30 + 64 + 64) << 20
     assert made.room(made.smallest) == 0
     assert made.room(made.smallest + (50 << 20) + 99) == 99
