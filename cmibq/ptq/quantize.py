@@ -217,7 +217,7 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     total = sum(map(len, tables.values()))
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
     with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:
-        change = job.output is not None and team.leads
+        change = job.output is not None  # by all processes: they round together
         how: dict[str, Any] = {"known": known, "change": change, "tick": bar.update, "place": place}
         found: dict[int, BlockFound] = {}
         if "lm" in parse_scope(recipe.scope):

@@ -180,13 +180,12 @@ def process_(
     Returns:
         What was found per block, by its number (`Adapter.numbered`).
     """
-    team = place.team
     blocks = loaded.adapter.numbered(loaded.model, part)
     numbers = [number for number, _, _ in blocks]
     rounded = change and known is None and not rounding_of(recipe).is_plain
-    found, last = _known(numbers, known or {}, journal, team, rounded)
-    some = _calibrate(recipe, loaded, source, journal, team) if last >= 0 else ([], None)
-    streams, ratios = some
+    found, last = _known(numbers, known or {}, journal, place.team, rounded)
+    how = (recipe, loaded, source, journal, place.team)
+    streams, ratios = _calibrate(*how) if last >= 0 else ([], None)
     begin(len(found))
     task = _task(recipe, loaded, ratios, tick, place)
     behind = [replace(s) for s in streams] if rounded else []
@@ -194,11 +193,11 @@ def process_(
         index = number - numbers[0]
         with float32_block(block, changes=change):
             outputs: list[Tensor] = []
-            if not index and part == "vision" and streams and team.has(0):
+            if not index and part == "vision" and streams and place.team.has(0):
                 _verify(loaded.adapter, name, block, streams[0])
             if number not in found:
                 found[number], outputs = search_block(task, index, name, block, streams)
-                if team.leads:
+                if place.team.leads:
                     journal.write_block(number, found[number])
             if number < last:
                 advance_(task, index, name, block, streams, outputs, found[number])
