@@ -38,8 +38,8 @@ def _host() -> Any:
         missing = getattr(error, "name", None) == "lmms_eval"
         reason = "it is not installed" if missing else f"its import failed: {error}"
         raise ConfigError(
-            f"tasks needs lmms-eval, and {reason}; pip install lmms-eval in an environment of its"
-            " own, or measure with data_path"
+            f"tasks needs lmms-eval, and {reason}; pip install 'cmibq[eval]' in an environment"
+            " of its own, or measure with data_path"
         ) from error
     logger.disable("lmms_eval")
     return evaluator
