@@ -1,6 +1,7 @@
 """A process that holds one model and answers requests when told to: see `benchmarks/request.py`.
 
-A line ``run`` on its input is one request; its answer is a line of JSON. Requests of several such
+A line ``run`` on its input is one request, ``read`` measures the memory; the answer is a line of
+JSON. Requests of several such
 processes take turns, and a process that waits does nothing.
 """
 
@@ -99,7 +100,12 @@ def llamacpp(options: dict[str, Any]) -> Callable[[], Answer]:
     return lambda: model.request(options["tokens"], options["new"])
 
 
-KINDS = {f.__name__: f for f in (cmibq, torch_bf16, openvino, llamacpp)}
+def machine(options: dict[str, Any]) -> Callable[[], Answer]:
+    """Return no model: this process measures the memory."""
+    return list
+
+
+KINDS = {f.__name__: f for f in (cmibq, torch_bf16, openvino, llamacpp, machine)}
 
 
 def _imports(kind: str) -> None:
@@ -107,9 +113,11 @@ def _imports(kind: str) -> None:
     if kind in ("cmibq", "torch_bf16"):
         import torch
         import transformers
-        from transformers import LlavaForConditionalGeneration  # noqa: F401
+
+        from benchmarks.request_models import SHAPES, skeleton
 
         assert transformers
+        skeleton(SHAPES["tiny"])  # the modules of its parts
         torch.ones(64, 64) @ torch.ones(64, 64)
     if kind == "cmibq":
         import cmibq.integrations.transformers  # noqa: F401
@@ -129,7 +137,13 @@ def main() -> None:
     request = KINDS[options["kind"]](options)
     loaded = time.perf_counter() - start
     print(json.dumps({"empty": empty, "load": loaded, "rss": _status("VmRSS")}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.startswith("read"):
+            from benchmarks import probes
+
+            found = {"read": probes.measure("read", options["threads"], 0.1)}
+            print(json.dumps(found), flush=True)
+            continue
         times = request()
         found = {"times": [t - times[0] for t in times[1:]], "peak": _status("VmHWM")}
         print(json.dumps(found), flush=True)

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["IMAGE", "SHAPES", "Shape", "inputs", "write_package", "zeros_like_bf16"]
+__all__ = [
+    "IMAGE",
+    "SHAPES",
+    "Shape",
+    "inputs",
+    "skeleton",
+    "write_package",
+    "zeros_like_bf16",
+]
 
 GROUP = 128
 IMAGE = 576
@@ -151,7 +159,7 @@ def _random_layer(layer: Any, generator: torch.Generator) -> None:
 
 
 def write_package(shape: Shape, folder: Path) -> None:
-    """Write a package of random weights, 4 bits in the decoder and 8 elsewhere; never in float.
+    """Write a package of random weights, 4 bits in all layers and 8 elsewhere; never in float.
 
     Args:
         shape: of the decoder.
@@ -168,7 +176,7 @@ def write_package(shape: Shape, folder: Path) -> None:
         if not isinstance(old, nn.Linear | nn.Embedding) or "position_embedding" in name:
             continue
         outs, cols = old.weight.shape
-        bits = 4 if ".layers." in name and "language_model" in name else 8
+        bits = 4 if ".layers." in name else 8
         table = isinstance(old, nn.Embedding)
         biased = not table and old.bias is not None
         spec = LayerSpec((outs, cols), bits, GROUP, True, 16 if table else 8, biased)

@@ -108,6 +108,8 @@ class Decoder:
         import llama_cpp as llama
 
         self._llama: Any = llama
+        self._silence = llama.llama_log_callback(lambda *message: None)
+        llama.llama_log_set(self._silence, None)
         llama.llama_backend_init()
         settings = llama.llama_model_default_params()
         self._model = llama.llama_model_load_from_file(path.encode(), settings)

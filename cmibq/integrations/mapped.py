@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from cmibq import memory
 from cmibq.nn import PackedEmbedding, PackedLinear
 
 __all__ = ["tile_"]
@@ -25,20 +26,31 @@ def tile_(model: nn.Module) -> None:
     of a layer are given back as soon as it has its tiles.
 
     Args:
-        model: on the CPU; layers on other devices stay as they are.
+        model: on the CPU; layers on other devices stay as they are. Layers that `accelerate_` joins
+            are joined on the way, so that what they leave behind serves the next ones.
     """
     mapped = list(_file_mappings())
-    for layer in model.modules():
-        if not isinstance(layer, PackedLinear) or isinstance(layer, PackedEmbedding):
-            continue
-        codes = layer._buffers.get("qweight")
-        if codes is None or not codes.is_cpu:
-            continue
-        start, size = codes.data_ptr(), codes.nbytes
-        del codes
-        layer.repack_()
-        if any(a <= start and start + size <= b for a, b in mapped):
-            _give_back(start, size)
+    for module in model.modules():
+        parts = getattr(module, "_parts", None)
+        if parts is not None:
+            for layer in parts.qkv.layers:
+                _tile(layer, mapped)
+            if all(layer.tiles is not None for layer in parts.qkv.layers):
+                parts.qkv.tiles()
+        elif isinstance(module, PackedLinear) and not isinstance(module, PackedEmbedding):
+            _tile(module, mapped)
+    memory.clear()
+
+
+def _tile(layer: PackedLinear, mapped: list[_Range]) -> None:
+    codes = layer._buffers.get("qweight")
+    if codes is None or not codes.is_cpu:
+        return
+    start, size = codes.data_ptr(), codes.nbytes
+    del codes
+    layer.repack_()
+    if any(a <= start and start + size <= b for a, b in mapped):
+        _give_back(start, size)
 
 
 def _file_mappings() -> Iterator[_Range]:

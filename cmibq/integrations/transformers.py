@@ -99,8 +99,8 @@ def _after_loading(model: nn.Module, values: dict[str, Any], waiting: dict[str, 
             waiting[name]._buffers.update(layer._buffers)
         model.set_submodule(_local(model, name), waiting.get(name, layer))
     model.requires_grad_(False)
-    tile_(model)
     accelerate_(model)
+    tile_(model)
 
 
 @functools.cache
