@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.request import Candidate
     from benchmarks.request_models import Shape
 
-__all__ = ["PAGE", "RESULTS", "merge", "row", "table", "write_page"]
+__all__ = ["PAGE", "RESULTS", "merge", "page", "row", "table", "write_page"]
 
 RESULTS = Path(__file__).with_name("request.json")
 PAGE = Path(__file__).parents[1] / "docs/howto/generate-fast.md"
@@ -108,21 +108,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_page() -> None:
-    """Write the tables into the page, if there are results."""
-    if not RESULTS.exists():
-        return
-    rows = json.loads(RESULTS.read_text())
+def page() -> str:
+    """Return the page with the tables of the file of results."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     parts = []
     for shape in dict.fromkeys(r["shape"] for r in rows if r["shape"] != "tiny"):
         for threads in sorted({r["threads"] for r in rows}):
             some = [r for r in rows if r["shape"] == shape and r["threads"] == threads]
             if some:
                 parts.append(f"**{shape.upper()} shape, {threads} threads**\n\n{table(some)}")
-    text = PAGE.read_text()
-    head, _, rest = text.partition(_BEGIN)
-    tail = rest.partition(_END)[2]
-    PAGE.write_text(head + _BEGIN + "\n" + "\n".join(parts) + "\n" + _END + tail)
+    head, _, rest = PAGE.read_text().partition(_BEGIN)
+    return head + _BEGIN + "\n" + "\n".join(parts) + "\n" + _END + rest.partition(_END)[2]
+
+
+def write_page() -> None:
+    """Write the tables into the page."""
+    PAGE.write_text(page())
 
 
 if __name__ == "__main__":
