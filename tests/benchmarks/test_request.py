@@ -18,6 +18,7 @@ ROW = {
     "first_token_s": 2.0,
     "tokens_per_s": 10.0,
     "limit_tokens_per_s": None,
+    "read_gb_s": 20.0,
     "peak_bytes": 3e9,
     "empty_bytes": 1e9,
 }
