@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmibq.arrays.candidates import argbest, candidates, ratios
-from cmibq.arrays.race import Race, drawn_blocks, race
+from cmibq.arrays.race import Race, race
 from cmibq.arrays.reduce import abssum
 from cmibq.arrays.scaleloss import LOSSES, scaleloss
 from cmibq.errors import ConfigError
@@ -25,8 +25,6 @@ EFFORTS = ("full", "race")
 FAST_BFLOAT16 = ("avx512amx",)
 """ISA levels on which bfloat16 products are several times as fast as float32 ones."""
 TOKENS_OF_A_BLOCK = 16
-CONFIRMED_BLOCKS = 64
-"""Blocks on which finalists that bfloat16 did not tell apart are compared in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +128,7 @@ def search_scales(
         effort: ``"full"`` judges every candidate on every token in float32. ``"race"`` judges all
             on a few tokens and goes on with those that may still win (`cmibq.arrays.race`), in
             bfloat16 on CPUs where that is fast; those that all tokens do not separate there are
-            compared once more in float32, on 1024 of them. 10 to 100 times faster on thousands of
+            judged once more in float32. 10 to 100 times faster on thousands of
             tokens.
         tolerance: of a race: candidates that cannot be better than the leader by more than this
             fraction of its loss are dropped.
@@ -198,8 +196,7 @@ def race_layers(
 ) -> Race:  # fmt: skip
     """Race candidate scales of layers that share an input over blocks of successive tokens.
 
-    Finalists that all tokens did not separate in bfloat16 are judged once more in float32, on up to
-    1024 tokens drawn as in the race.
+    Finalists that all tokens did not separate are judged once more, in float32.
 
     Args:
         judge: `scaleloss` with all but x, w, s, token_weight, blocks and precision filled in.
@@ -235,9 +232,7 @@ def race_layers(
     argbest(found.losses)  # refuses losses of which none is finite
     if fast == "float32" or found.separated:
         return found
-    some = np.unique(drawn_blocks(size[used], CONFIRMED_BLOCKS))
-    share = size[used].sum() / size[used][some].sum()
-    exact = losses(found.finalists, some, "float32").sum(1) * share
+    exact = losses(found.finalists, np.arange(len(used)), "float32").sum(1)
     total = found.losses.copy()
     total[found.finalists] = exact
     return replace(found, best=int(found.finalists[argbest(exact)]), losses=total)
