@@ -24,8 +24,8 @@ from torch import nn
 from cmibq.data import Encoded
 from cmibq.eval.answers import MOST_TOKENS, ask
 from cmibq.models import LoadedModel, check_weights, load
-from cmibq.nn import convert_
-from cmibq.ptq.blocks import pack_spec, search_block
+from cmibq.ptq.blocks import search_block
+from cmibq.ptq.finish import round_
 from cmibq.ptq.needs import Tokens
 from cmibq.ptq.reweight import Means, add_gradients_
 from cmibq.ptq.run import search_config
@@ -33,9 +33,7 @@ from cmibq.ptq.shape import Shape
 from cmibq.ptq.stream import BatchStream, enter, float32_block, image_features
 from cmibq.ptq.task import Task
 from cmibq.ptq.verify import VERIFIED
-from cmibq.quant import fake_quantize_weight
 from cmibq.recipe import QuantRecipe
-from cmibq.search import weight_spec
 
 __all__ = ["process_age", "seconds_of"]
 
@@ -180,17 +178,6 @@ def _verifying(probe: _Probe, shape: Shape, size: float) -> float:
     return 2 * (samples * plain + 2 * max(told - plain, 0.0)) + size
 
 
-def _round_(recipe: QuantRecipe, loaded: LoadedModel, names: Sequence[str]) -> None:
-    """Round or pack the linear layers of the first block."""
-    config = search_config(recipe)
-    if not recipe.pseudo_quant:
-        convert_(loaded.model, dict.fromkeys(names, pack_spec(config)), act_bits=recipe.a_bit)
-        return
-    for name in names:
-        weight = loaded.model.get_parameter(f"{name}.weight").detach()
-        fake_quantize_weight(weight, weight_spec(config), name=name)
-
-
 def _hash_rate(path: Path) -> float:
     """Return the seconds of hashing a byte of a file."""
     with open(path, "rb") as file:
@@ -255,7 +242,7 @@ def seconds_of(
         if recipe.verify and samples:
             made["verify"] = _verifying(probe, shape, size * _hash_rate(weights))
         with float32_block(blocks[0], changes=False):
-            seconds, _ = _timed(lambda: _round_(recipe, loaded, first))
+            seconds, _ = _timed(lambda: round_(recipe, loaded, first))
         made["round and pack"] = seconds * shape.blocks
         if samples and len(blocks) > 1:  # the first pass through packed layers, for the probe
             _layers(loaded, blocks[:2])
