@@ -21,6 +21,10 @@ typedef struct job {
     size_t n, C, size, each, K; /* each: words of work per block */
 } job;
 
+static job job_of(cq_ctx *cx, const float *x, uint32_t *work, size_t C) {
+    return (job){.cx = cx, .k = cx->k, .x = x, .work = work, .C = C};
+}
+
 /* PIECE: elements between two looks at cq_stop. */
 enum { MOST_BLOCKS = 64, PIECE = 1 << 20 };
 
@@ -173,15 +177,9 @@ cq_status cq_ranks_row(cq_ctx *cx, const float *x, const int64_t *ranks, float *
             return cq_refuse(cx, CQ_BAD_RANK, q, (double)ranks[q]);
     if (!K) return CQ_OK; /* however many rows */
     CQ_TRY(check_finite(cx, x, R, C));
-    job j = {.cx = cx,
-             .k = cx->k,
-             .x = x,
-             .ranks = ranks,
-             .out = out,
-             .work = work,
-             .C = C,
-             .K = K,
-             .each = 4 * CQ_DIGIT_BINS + C};
+    job j = job_of(cx, x, work, C);
+    j.ranks = ranks, j.out = out, j.K = K;
+    j.each = 4 * CQ_DIGIT_BINS + C;
     return cq_parallel_rows(cx, R, grain_of(R, 1), ranks_rows, &j);
 }
 
@@ -221,14 +219,8 @@ size_t cq_magnitudes_workspace(size_t R, size_t size) {
 cq_status cq_magnitudes_row(cq_ctx *cx, const float *x, uint32_t *counts, float *top,
                             uint32_t *work, size_t R, size_t C, size_t size) {
     CQ_TRY(check_finite(cx, x, R, C));
-    job j = {.cx = cx,
-             .k = cx->k,
-             .x = x,
-             .top = top,
-             .counts = counts,
-             .work = work,
-             .C = C,
-             .size = size};
+    job j = job_of(cx, x, work, C);
+    j.top = top, j.counts = counts, j.size = size;
     return cq_parallel_rows(cx, R, grain_of(R, 1), magnitude_rows, &j);
 }
 

@@ -115,6 +115,22 @@ def test_gradients_follow_float64(precision: str, heads: int, recompute: bool) -
         assert float((a - b).abs().max()) <= bound * scale, name
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16x2"])
+def test_gradients_of_many_rows(precision: str) -> None:
+    """Sums over 900 queries and 1200 keys of several batches go in more than one piece."""
+    bound = {"float32": 2e-6, "bfloat16x2": 1e-4}[precision]
+    sizes = {"batch": 3, "lq": 300, "lk": 400}
+    t, exact = operands(**sizes), operands(**sizes, dtype=torch.float64)
+    g = torch.randn(3, 300, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got = torch.autograd.grad(
+        call(t, heads=3, precision=precision).out, list(t.values()), g.float()
+    )
+    want = torch.autograd.grad(call(exact, heads=3).out, list(exact.values()), g)
+    scale = max(float(w.abs().max()) for w in want)
+    for name, a, b in zip(t, got, want, strict=True):
+        assert float((a - b).abs().max()) <= bound * scale, name
+
+
 def test_reference_gradient() -> None:
     t = operands(1, 3, 4, 4, 3, torch.float64, inner=6)
     mask = torch.tensor([[False, True, False, False]])

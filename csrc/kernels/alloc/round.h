@@ -54,8 +54,8 @@ CQ_INLINE void cq_round_places(const cq_alloc_round *r, const float *restrict b,
     }
 }
 
-CQ_INLINE void cq_round_count_any(const cq_alloc_round *r, const float *b, const uint8_t *now,
-                                  size_t n, const int up, size_t *bins) {
+CQ_INLINE void cq_round_count_to(const cq_alloc_round *r, const float *b, const uint8_t *now,
+                                 size_t n, const int up, size_t *bins) {
     enum { BLOCK = 64 };
     uint32_t at[BLOCK];
     for (; n >= BLOCK; n -= BLOCK, b += BLOCK, now += BLOCK) {
@@ -64,6 +64,14 @@ CQ_INLINE void cq_round_count_any(const cq_alloc_round *r, const float *b, const
     }
     cq_round_places(r, b, now, n, up, at);
     for (size_t l = 0; l < n; l++) bins[at[l]]++;
+}
+
+CQ_INLINE void cq_round_count_any(const cq_alloc_round *r, const float *b, const uint8_t *now,
+                                  size_t n, size_t *bins) {
+    if (r->up)
+        cq_round_count_to(r, b, now, n, 1, bins);
+    else
+        cq_round_count_to(r, b, now, n, 0, bins);
 }
 
 /* All of them, or none: what is counted is the same. */
@@ -100,11 +108,17 @@ CQ_INLINE size_t cq_round_give_some(const cq_alloc_round *r, const float *b, siz
     return count;
 }
 
-CQ_INLINE size_t cq_round_give_any(const cq_alloc_round *r, const float *b, size_t n, const int up,
-                                   size_t room, uint8_t *out) {
+CQ_INLINE size_t cq_round_give_to(const cq_alloc_round *r, const float *b, size_t n, const int up,
+                                  size_t room, uint8_t *out) {
     if (room == 0) return cq_round_give_all(r, b, n, up, 0, out);
     if (room >= n) return cq_round_give_all(r, b, n, up, 1, out);
     return cq_round_give_some(r, b, n, up, room, out);
+}
+
+CQ_INLINE size_t cq_round_give_any(const cq_alloc_round *r, const float *b, size_t n, size_t room,
+                                   uint8_t *out) {
+    return r->up ? cq_round_give_to(r, b, n, 1, room, out)
+                 : cq_round_give_to(r, b, n, 0, room, out);
 }
 
 #endif

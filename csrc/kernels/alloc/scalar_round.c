@@ -22,14 +22,10 @@ void cq_alloc_floor_f32_scalar(const float *b, size_t n, int lo, int hi, uint8_t
 
 void cq_alloc_round_count_f32_scalar(const cq_alloc_round *r, const float *b, const uint8_t *now,
                                      size_t n, size_t *bins) {
-    if (r->up)
-        cq_round_count_any(r, b, now, n, 1, bins);
-    else
-        cq_round_count_any(r, b, now, n, 0, bins);
+    cq_round_count_any(r, b, now, n, bins);
 }
 
 void cq_alloc_round_give_f32_scalar(const cq_alloc_round *r, const float *b, size_t n, size_t room,
                                     uint8_t *out, size_t *count) {
-    *count =
-        r->up ? cq_round_give_any(r, b, n, 1, room, out) : cq_round_give_any(r, b, n, 0, room, out);
+    *count = cq_round_give_any(r, b, n, room, out);
 }

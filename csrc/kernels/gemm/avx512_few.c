@@ -8,6 +8,8 @@
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
+#include "kernels/scaleloss/transpose_avx512bf16.h"
+
 enum { DEEP = 8 };
 
 /* Inputs k .. k + deep - 1 of R rows and 16 V columns from j on; `m` masks the last 16. */
@@ -59,41 +61,18 @@ CQ_INLINE void by_rows(const size_t R, const size_t V, const cq_gemm_f32_few *t)
 }
 
 /* v[q]: element k + q of 16 columns. */
-CQ_INLINE void turn(const float *const *column, size_t k, __mmask16 m, __m512 v[16]) {
-    __m512 w[16];
+CQ_INLINE void turn(const float *const *column, size_t k, __mmask16 m, __m512i v[16]) {
 #pragma GCC unroll 16
-    for (size_t l = 0; l < 16; l++) v[l] = _mm512_maskz_loadu_ps(m, column[l] + k);
-#pragma GCC unroll 8
-    for (size_t l = 0; l < 16; l += 2) {
-        w[l] = _mm512_unpacklo_ps(v[l], v[l + 1]);
-        w[l + 1] = _mm512_unpackhi_ps(v[l], v[l + 1]);
-    }
-#pragma GCC unroll 4
-    for (size_t l = 0; l < 16; l += 4) /* v[l + q]: elements q, q + 4, .. of columns l .. l + 3 */
-#pragma GCC unroll 2
-        for (size_t h = 0; h < 2; h++) {
-            const __m512d a = _mm512_castps_pd(w[l + h]), b = _mm512_castps_pd(w[l + h + 2]);
-            v[l + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            v[l + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        }
-#pragma GCC unroll 4
-    for (size_t q = 0; q < 4; q++) {
-        const __m512 a = _mm512_shuffle_f32x4(v[q], v[q + 4], 0x88);
-        const __m512 b = _mm512_shuffle_f32x4(v[q], v[q + 4], 0xDD);
-        const __m512 c = _mm512_shuffle_f32x4(v[q + 8], v[q + 12], 0x88);
-        const __m512 d = _mm512_shuffle_f32x4(v[q + 8], v[q + 12], 0xDD);
-        v[q] = _mm512_shuffle_f32x4(a, c, 0x88);
-        v[q + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-        v[q + 8] = _mm512_shuffle_f32x4(a, c, 0xDD);
-        v[q + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
-    }
+    for (size_t l = 0; l < 16; l++) v[l] = _mm512_maskz_loadu_epi32(m, column[l] + k);
+    cq_transpose_dwords(v);
 }
 
 /* 16 columns from j on, of which those past the last repeat it. */
 CQ_INLINE void by_columns(const size_t R, const cq_gemm_f32_few *t, size_t j) {
     const float *column[16], *a = t->a;
     const size_t lda = t->lda;
-    __m512 acc[12], v[16];
+    __m512 acc[12];
+    __m512i v[16];
     for (size_t l = 0; l < 16; l++) column[l] = t->b + cq_min_size(j + l, t->n - 1) * t->csb;
 #pragma GCC unroll 12
     for (size_t r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
@@ -107,12 +86,12 @@ CQ_INLINE void by_columns(const size_t R, const cq_gemm_f32_few *t, size_t j) {
         for (size_t q = 0; q < 16; q++, a += lda)
 #pragma GCC unroll 12
             for (size_t r = 0; r < R; r++)
-                acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r]), v[q], acc[r]);
+                acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r]), _mm512_castsi512_ps(v[q]), acc[r]);
     }
     if (k < t->kc) {
         _Alignas(64) float some[256];
         turn(column, k, cq_tail_mask(t->kc - k), v);
-        for (size_t q = 0; q < 16; q++) _mm512_store_ps(some + 16 * q, v[q]);
+        for (size_t q = 0; q < 16; q++) _mm512_store_ps(some + 16 * q, _mm512_castsi512_ps(v[q]));
         for (size_t q = 0; k + q < t->kc; q++, a += lda)
 #pragma GCC unroll 12
             for (size_t r = 0; r < R; r++)

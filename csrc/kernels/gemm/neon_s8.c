@@ -7,6 +7,7 @@
 #if CQ_ARM64
 #include "core/isa_begin_neon.h"
 
+#include "kernels/gemm/sums_neon.h"
 #include "kernels/neon.h"
 
 #include <string.h>
@@ -83,10 +84,7 @@ static void two_rows(const cq_gemm_f32_tile *t, size_t i, size_t j) {
         }
 #pragma GCC unroll 8
     for (size_t r = 0; r < 8; r++) vst1q_s32(sums + 4 * r, vpaddq_s32(acc[2 * r], acc[2 * r + 1]));
-    for (size_t r = 0; r < m; r++) {
-        int32_t *c = (int32_t *)(void *)(t->c + (i + r) * t->ldc + j);
-        for (size_t x = 0; x < n; x++) c[x] = t->first ? sums[16 * r + x] : c[x] + sums[16 * r + x];
-    }
+    cq_put_sums(t, i, j, m, n, sums);
 }
 
 void cq_gemm_s8_tile_neon(const cq_gemm_f32_tile *t) {

@@ -6,6 +6,7 @@
 #include "core/isa_begin_neondot.h"
 
 #include "kernels/gemm/dot_neon.h"
+#include "kernels/gemm/sums_neon.h"
 
 static const size_t TILE = 1024;
 
@@ -23,10 +24,7 @@ static void four_rows(const cq_gemm_f32_tile *t, size_t i, size_t j) {
         cq_dot_fours(acc, a, 64, b, 4, 4, 0);
 #pragma GCC unroll 16
     for (size_t r = 0; r < 16; r++) vst1q_s32(sums + 4 * r, acc[r]);
-    for (size_t r = 0; r < m; r++) {
-        int32_t *c = (int32_t *)(void *)(t->c + (i + r) * t->ldc + j);
-        for (size_t x = 0; x < n; x++) c[x] = t->first ? sums[16 * r + x] : c[x] + sums[16 * r + x];
-    }
+    cq_put_sums(t, i, j, m, n, sums);
 }
 
 void cq_gemm_s8_tile_neondot(const cq_gemm_f32_tile *t) {

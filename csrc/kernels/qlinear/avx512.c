@@ -5,7 +5,7 @@
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
-#include <math.h>
+#include "kernels/qlinear/digits.h"
 
 static uint32_t largest(const float *x, size_t n) {
     const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
@@ -17,18 +17,16 @@ static uint32_t largest(const float *x, size_t n) {
     return _mm512_reduce_max_epu32(most);
 }
 
-static __m512 power(int e) { return _mm512_castsi512_ps(_mm512_set1_epi32((e + 127) << 23)); }
-
 /* Digits of n inputs to t->x from k on; factor 0 for a block with NaN or infinity. */
-static void put_block(const float *x, size_t n, int finite, int e, const cq_qlinear_digits *t,
-                      size_t k, int32_t *sum) {
+static void put_block(const float *x, size_t n, float factor, const cq_qlinear_digits *t, size_t k,
+                      int32_t *sum) {
     const __m512i bias = _mm512_set1_epi32(0x00808080), half = _mm512_set1_epi32(0xFFFF);
-    const __m512 factor = power(29 - e);
+    const __m512 by = _mm512_set1_ps(factor);
     __m512i high = _mm512_setzero_si512(), low = high;
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 m = cq_tail_mask(n - i);
-        const __m512 v = _mm512_maskz_loadu_ps(finite ? m : 0, x + i);
-        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, factor));
+        const __m512 v = _mm512_maskz_loadu_ps(factor != 0.0f ? m : 0, x + i);
+        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, by));
         const __m512i d = _mm512_add_epi32(q, bias), digits = _mm512_xor_si512(d, bias);
         high = _mm512_mask_add_epi32(high, m, high, _mm512_srai_epi32(d, 16));
         low = _mm512_mask_add_epi32(low, m, low, _mm512_and_si512(d, half));
@@ -43,18 +41,7 @@ static void put_block(const float *x, size_t n, int finite, int e, const cq_qlin
 }
 
 void cq_qlinear_f32_digits_avx512(const float *x, const cq_qlinear_digits *t) {
-    const size_t group = t->K / t->G, block = cq_block_inputs(t->K, t->G, 1);
-    size_t b = 0, end;
-    for (size_t k0 = 0; k0 < t->K; k0 = end, b++) {
-        end = cq_min_size(k0 + block, (k0 / group + 1) * group);
-        const uint32_t most = largest(x + k0, end - k0);
-        const int finite = most < 0x7F800000u, found = (int)(most >> 23) - 127;
-        const int e = found < -90 ? -90 : finite ? found : 0;
-        put_block(x + k0, end - k0, finite, e, t, k0, t->sum + 2 * b * t->stride);
-        t->step[b * t->stride] = finite ? _mm512_cvtss_f32(power(e - 29)) : NAN;
-    }
-    for (size_t i = 0; i < CQ_DIGITS; i++)
-        for (size_t k = t->K; k % CQ_TILE; k++) t->x[i * t->ldx + k] = 0;
+    cq_digits_any(x, t, largest, put_block);
 }
 
 #include "core/isa_end.h"

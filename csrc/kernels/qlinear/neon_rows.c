@@ -8,6 +8,8 @@
 #if CQ_ARM64
 #include "core/isa_begin_neon.h"
 
+#include "kernels/qlinear/digits.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -71,20 +73,7 @@ static void put_block(const float *x, size_t n, float factor, const cq_qlinear_d
 }
 
 void cq_qlinear_f32_digits_neon(const float *x, const cq_qlinear_digits *t) {
-    const size_t group = t->K / t->G, block = cq_block_inputs(t->K, t->G, 1);
-    size_t b = 0, end;
-    for (size_t k0 = 0; k0 < t->K; k0 = end, b++) {
-        end = cq_min_size(k0 + block, (k0 / group + 1) * group);
-        const uint32_t most = largest(x + k0, end - k0);
-        const int finite = most < 0x7F800000u, found = (int)(most >> 23) - 127;
-        const int e = found < -90 ? -90 : finite ? found : 0;
-        const float up = cq_bits_float((uint32_t)(29 - e + 127) << 23);
-        const float step = cq_bits_float((uint32_t)(e - 29 + 127) << 23);
-        put_block(x + k0, end - k0, finite ? up : 0.0f, t, k0, t->sum + 2 * b * t->stride);
-        t->step[b * t->stride] = finite ? step : NAN;
-    }
-    for (size_t i = 0; i < CQ_DIGITS; i++)
-        for (size_t k = t->K; k % CQ_TILE; k++) t->x[i * t->ldx + k] = 0;
+    cq_digits_any(x, t, largest, put_block);
 }
 
 /* 16 numbers at p[at] as float32. */

@@ -24,44 +24,35 @@
  * the sums and steps is between blocks. No aliasing. Exactness: EXACT; FMA where written. */
 #include "core/activation.h"
 #include "core/dispatch.h"
+#include "kernels/qlinear/digits.h"
 
 #include <math.h>
 
-/* 2**(29 - E) and 2**(E - 29) by their bits. */
-static float power(int e) { return cq_bits_float((uint32_t)(e + 127) << 23); }
+/* Magnitudes compare like their bits. */
+static uint32_t largest(const float *x, size_t n) {
+    uint32_t most = 0;
+    for (size_t k = 0; k < n; k++) {
+        const uint32_t bits = cq_float_bits(x[k]) & 0x7FFFFFFFu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
 
-static int exponent(float most) {
-    const int e = (int)(cq_float_bits(most) >> 23) - 127;
-    return e < -90 ? -90 : e;
+static void put_block(const float *x, size_t n, float factor, const cq_qlinear_digits *t, size_t k,
+                      int32_t *sum) {
+    int8_t *to = t->x + k;
+    sum[0] = sum[1] = 0;
+    for (size_t i = 0; i < n; i++, to++) {
+        const int32_t q = factor != 0.0f ? (int32_t)rintf(x[i] * factor) : 0;
+        const uint32_t d = ((uint32_t)q + 0x00808080u) ^ 0x00808080u;
+        for (size_t b = 0; b < CQ_DIGITS; b++) to[b * t->ldx] = (int8_t)(uint8_t)(d >> (8 * b));
+        sum[0] += to[3 * t->ldx] * 256 + to[2 * t->ldx];
+        sum[1] += to[t->ldx] * 256 + to[0];
+    }
 }
 
 void cq_qlinear_f32_digits_scalar(const float *x, const cq_qlinear_digits *t) {
-    const size_t group = t->K / t->G, block = cq_block_inputs(t->K, t->G, 1);
-    const size_t padded = cq_ceil_div(t->K, CQ_TILE) * CQ_TILE;
-    size_t b = 0, end;
-    for (size_t k0 = 0; k0 < t->K; k0 = end, b++) {
-        end = cq_min_size(k0 + block, (k0 / group + 1) * group);
-        uint32_t most = 0; /* magnitudes compare like their bits */
-        for (size_t k = k0; k < end; k++) {
-            const uint32_t bits = cq_float_bits(x[k]) & 0x7FFFFFFFu;
-            most = bits > most ? bits : most;
-        }
-        const int finite = most < 0x7F800000u, e = exponent(cq_bits_float(most));
-        int32_t high = 0, low = 0;
-        for (size_t k = k0; k < end; k++) {
-            const int32_t q = finite ? (int32_t)rintf(x[k] * power(29 - e)) : 0;
-            const uint32_t d = ((uint32_t)q + 0x00808080u) ^ 0x00808080u;
-            for (size_t i = 0; i < CQ_DIGITS; i++)
-                t->x[i * t->ldx + k] = (int8_t)(uint8_t)(d >> (8 * i));
-            high += t->x[3 * t->ldx + k] * 256 + t->x[2 * t->ldx + k];
-            low += t->x[t->ldx + k] * 256 + t->x[k];
-        }
-        t->step[b * t->stride] = finite ? power(e - 29) : NAN;
-        t->sum[2 * b * t->stride] = high;
-        t->sum[2 * b * t->stride + 1] = low;
-    }
-    for (size_t i = 0; i < CQ_DIGITS; i++)
-        for (size_t k = t->K; k < padded; k++) t->x[i * t->ldx + k] = 0;
+    cq_digits_any(x, t, largest, put_block);
 }
 
 /* Codes of one output of the strip, read where they are. */
