@@ -93,6 +93,8 @@ def damped_factor(h: F32, order: NDArray[np.intp], damp: float) -> tuple[F32, fl
             a *= np.eye(len(a), dtype=np.float32)
         a.ravel()[:: len(a) + 1] += step
         if cholesky_(a):
-            return np.tril(a), float(step)
+            for at in range(0, len(a), _PANEL):
+                a[at : at + _PANEL, at + _PANEL :] = 0
+            return a, float(step)
         step *= np.float32(10)
     raise AssertionError("a diagonal matrix was not positive definite")

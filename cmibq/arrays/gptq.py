@@ -187,7 +187,8 @@ def gptq(
     factor /= factor.diagonal().copy()
     e[:] = 0
     _sweep_(work, factor, e, level, True)
-    m = _descent(h, order, damping) if sweeps else factor
+    del factor  # large matrices: h and one more at a time
+    m = _descent(h, order, damping) if sweeps else h
     for sweep in range(sweeps + 1):
         new = _errors(e, inverse, h)
         better = new < cost
