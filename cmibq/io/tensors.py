@@ -7,7 +7,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmibq.errors import ModelError, PackageError
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["file_size", "read_tensors", "write_tensors"]
 
 _NAMES: Final = {
     torch.float64: "F64",
@@ -55,6 +55,37 @@ def _pieces(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
             yield data[at : at + _CHUNK]
 
 
+Entries = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+
+
+def _header(entries: Entries, metadata: Mapping[str, str] | None) -> tuple[bytes, int]:
+    """Return the header of a file with tensors in this order, and the bytes of their data."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        start = end
+        end += math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), end
+
+
+def file_size(entries: Entries) -> int:
+    """Return the size of the file that `write_tensors` makes of tensors of these types and shapes.
+
+    Example:
+        >>> file_size({"a": (torch.float16, (2, 3))})
+        116
+    """
+    order = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))
+    text, end = _header({name: entries[name] for name in order}, None)
+    return 8 + len(text) + end
+
+
 def write_tensors(
     file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> tuple[str, int]:
@@ -80,18 +111,9 @@ def write_tensors(
         if tensor.dtype not in _NAMES:
             raise ModelError(f"{name}: data type {tensor.dtype} cannot be saved; convert it first")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    end = 0
-    for name in order:
-        tensor, start = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text, end = _header(
+        {name: (tensors[name].dtype, tensors[name].shape) for name in order}, metadata
+    )
     digest = hashlib.sha256()
     for piece in _pieces(struct.pack("<Q", len(text)) + text, (tensors[n] for n in order)):
         digest.update(piece)

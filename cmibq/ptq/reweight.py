@@ -19,7 +19,7 @@ from cmibq.models import LoadedModel
 from cmibq.ptq.capture import first
 from cmibq.ptq.stream import BatchStream, float32_block
 
-__all__ = ["Means", "add_gradients_", "used_ratios"]
+__all__ = ["Means", "add_gradients_", "frozen", "logits", "loss_gradient", "used_ratios"]
 
 _LOSS_TOKENS = 256
 _HEAD_ROWS = 1 << 13
@@ -121,7 +121,7 @@ def _watched(
 
 
 @contextlib.contextmanager
-def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Switch gradients of parameters off, and back as they were."""
     were = [(p, p.requires_grad) for p in parameters]
     for p, _ in were:
@@ -133,7 +133,7 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def _logits(head: nn.Module, rows: Tensor) -> Tensor:
+def logits(head: nn.Module, rows: Tensor) -> Tensor:
     """Return float32 logits [R, V]; the output layer is cast a few rows at a time."""
     weight, bias = head.get_parameter("weight"), getattr(head, "bias", None)
     parts = [rows @ part.float().T for part in weight.split(_HEAD_ROWS)]
@@ -142,7 +142,7 @@ def _logits(head: nn.Module, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _loss_gradient(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+def loss_gradient(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the loss by what enters the output layer, some tokens at a time.
 
     The loss is the sum over samples of the mean cross-entropy of answer tokens. Its gradient by the
@@ -160,7 +160,7 @@ def _loss_gradient(loaded: LoadedModel, hidden: Tensor, labels: Tensor) -> Tenso
     weights = head.get_parameter("weight").split(_HEAD_ROWS)
     made = torch.zeros_like(hidden)
     for some in torch.arange(len(hidden)).split(_LOSS_TOKENS):
-        by_logits = _logits(head, hidden[some]).softmax(1)
+        by_logits = logits(head, hidden[some]).softmax(1)
         by_logits[torch.arange(len(some)), wanted[some]] -= 1
         by_logits *= share[some, None]
         for columns, weight in zip(by_logits.split(_HEAD_ROWS, 1), weights, strict=True):
@@ -173,7 +173,7 @@ def _start_backward(loaded: LoadedModel, out: Tensor, labels: Tensor) -> None:
     norm = loaded.adapter.decoder(loaded.model).get_submodule(loaded.adapter.norm)
     with float32_block(norm, changes=False):
         rows = norm(out[:, :-1][labels[:, 1:] != -100])
-        rows.backward(_loss_gradient(loaded, rows.detach(), labels))
+        rows.backward(loss_gradient(loaded, rows.detach(), labels))
 
 
 def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> None:
@@ -188,7 +188,7 @@ def add_gradients_(means: Means, loaded: LoadedModel, stream: BatchStream) -> No
     endings = [ending for ending, _ in loaded.adapter.gradient_of]
     masks = (stream.vision, stream.answer)
     behind: Tensor | None = None
-    with _frozen(loaded.model.parameters()), torch.enable_grad():
+    with frozen(loaded.model.parameters()), torch.enable_grad():
         for i in reversed(range(len(blocks))):
 
             def note(kind: int, gradient: Tensor, i: int = i) -> None:

@@ -12,7 +12,7 @@ from cmibq.nn import PackedLinear, convert_
 from cmibq.quant import PerChannel, PerGroup, QuantSpec
 from cmibq.recipe import QuantRecipe
 
-__all__ = ["pack_tables_"]
+__all__ = ["pack_tables_", "table_specs"]
 
 
 def _spec(recipe: QuantRecipe, bits: int) -> QuantSpec:
@@ -25,6 +25,23 @@ def _spec(recipe: QuantRecipe, bits: int) -> QuantSpec:
 def _name_of(model: nn.Module, module: nn.Module) -> str:
     names: dict[int, str] = {id(found): name for name, found in model.named_modules()}
     return names[id(module)]
+
+
+def table_specs(recipe: QuantRecipe, loaded: LoadedModel) -> dict[str, QuantSpec]:
+    """Return how the embedding and the output layer are packed, by name; without those left float.
+
+    Raises:
+        ModelError: only one of two tables that are one is to be packed.
+    """
+    model: Any = loaded.model
+    table, head = model.get_input_embeddings(), loaded.adapter.lm_head(model)
+    if getattr(head, "weight", None) is table.weight and recipe.embed_bit != recipe.head_bit:
+        raise ModelError(
+            f"embedding and output layer are one table, but embed_bit is {recipe.embed_bit} and"
+            f" head_bit {recipe.head_bit}; give both the same"
+        )
+    bits = {_name_of(model, table): recipe.embed_bit, loaded.adapter.head_path: recipe.head_bit}
+    return {name: _spec(recipe, b) for name, b in bits.items() if b < 16}
 
 
 def pack_tables_(recipe: QuantRecipe, loaded: LoadedModel) -> None:
@@ -44,21 +61,15 @@ def pack_tables_(recipe: QuantRecipe, loaded: LoadedModel) -> None:
     model: Any = loaded.model
     table, head = model.get_input_embeddings(), loaded.adapter.lm_head(model)
     tied = getattr(head, "weight", None) is table.weight
-    bits = {"embed_bit": recipe.embed_bit, "head_bit": recipe.head_bit}
-    if tied and recipe.embed_bit != recipe.head_bit:
-        raise ModelError(
-            f"embedding and output layer are one table, but embed_bit is {recipe.embed_bit} and"
-            f" head_bit {recipe.head_bit}; give both the same"
-        )
-    names = {"embed_bit": _name_of(model, table), "head_bit": loaded.adapter.head_path}
-    targets = {names[k]: _spec(recipe, b) for k, b in bits.items() if b < 16}
+    names = _name_of(model, table), loaded.adapter.head_path
+    targets = table_specs(recipe, loaded)
     if not targets:
         return
     convert_(model, targets)
     for part in (model.config, getattr(model.config, "text_config", None)):
         if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
-    rows, out = (model.get_submodule(names[k]) for k in ("embed_bit", "head_bit"))
+    rows, out = (model.get_submodule(name) for name in names)
     if tied and isinstance(rows, PackedLinear) and isinstance(out, PackedLinear):
         for name in ("qweight", "scales", "zeros"):
             rows._buffers[name] = out._buffers[name]
