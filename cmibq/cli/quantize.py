@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cmibq.cli.options import read_options
 from cmibq.cli.output import complain, say
 from cmibq.cli.runs import perform, title
 from cmibq.cli.yamlfile import list_shipped
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import QuantRecipe, format_size
 
 __all__ = ["BAD_RESULT", "CONFIGS", "LIST", "list_configs", "quantize_runs", "run"]
 
@@ -80,4 +80,15 @@ def _quantize(recipe: QuantRecipe, bar: bool, *, failed: list[str]) -> tuple[str
     mean = f", mean layer error {100 * sum(errors) / len(errors):.1f} %" if errors else ""
     place = result.output_path if bar else ""
     drift = f", KL {found['kl']:.3f} nats" if found and found["kl"] is not None else ""
-    return f"saved{f' to {place}' if place else ''}{mean}{drift}", True
+    bits = f"; {_bits(result.budget)}" if result.budget else ""
+    return f"saved{f' to {place}' if place else ''}{mean}{drift}{bits}", True
+
+
+def _bits(budget: Mapping[str, Any]) -> str:
+    """Say what was compared for ``max_bytes``, the choice first."""
+    order = sorted({"uniform", "mixed"} & {*budget}, key=lambda n: n != budget["chosen"])
+    return ", instead of ".join(
+        f"{name} bits (mean {budget[name]['mean_bits']:.2f}, {format_size(budget[name]['bytes'])},"
+        f" KL {budget[name]['kl']:.2g} nats)"
+        for name in order
+    )

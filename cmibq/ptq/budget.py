@@ -19,12 +19,16 @@ from cmibq.errors import ConfigError
 from cmibq.io.tensors import file_size
 from cmibq.models import LoadedModel
 from cmibq.nn import PackedLinear
+from cmibq.ptq.finish import search_config, specs_of
+from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.sensitivity import Plan, measure, quality
+from cmibq.ptq.tables import table_specs
 from cmibq.quant import QuantSpec
-from cmibq.recipe import format_size
+from cmibq.recipe import QuantRecipe, format_size, parse_size
+from cmibq.search import LinearGroup
 from cmibq.strips import STRIP
 
-__all__ = ["Choice", "fit", "packed_size"]
+__all__ = ["Choice", "choose", "fit", "packed_size"]
 
 BITS: Final = MENUS["package"].bits
 _MOST_UNITS = 200_000
@@ -233,3 +237,35 @@ def fit(
         notes[name] = {"bytes": size, **asdict(found), **_told(specs, loaded.model)}
     chosen = min(candidates, key=lambda name: (notes[name]["kl"], name))
     return Choice(candidates[chosen][0], notes | {"chosen": chosen})
+
+
+def choose(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    samples: Sequence[Encoded],
+    tables: Mapping[int, Sequence[LinearGroup]],
+    found: Mapping[int, BlockFound],
+) -> Choice:
+    """Choose the bits of all layers of a recipe with ``max_bytes``; see `fit`.
+
+    Args:
+        recipe: what to do.
+        loaded: the float model; left as it was.
+        samples: calibration samples.
+        tables: the groups of every block.
+        found: scales of every block.
+    """
+    scales = {
+        name: found[i][group.name].result.scales
+        for i, groups in tables.items()
+        for group in groups
+        if group.name in found[i]
+        for name in group.linears
+    }
+    plan = Plan(
+        specs_of(recipe, loaded, loaded.adapter.targets(loaded.model, recipe.scope)),
+        {name: s for name, s in scales.items() if s is not None},
+        search_config(recipe).act_bits,
+    )
+    most = parse_size("max_bytes", recipe.max_bytes)
+    return fit(loaded, samples, plan, most, fixed=table_specs(recipe, loaded))

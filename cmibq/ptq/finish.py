@@ -28,6 +28,7 @@ __all__ = [
     "round_",
     "rounding_of",
     "search_config",
+    "specs_of",
 ]
 
 
@@ -68,16 +69,34 @@ class At:
     block: nn.Module
 
 
-def _specs(recipe: QuantRecipe, loaded: LoadedModel, names: Iterable[str]) -> dict[str, QuantSpec]:
-    """Return how linear layers are stored, by their names in the model."""
+def specs_of(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    names: Iterable[str],
+    chosen: Mapping[str, QuantSpec] | None = None,
+) -> dict[str, QuantSpec]:
+    """Return how linear layers are stored, by their names in the model.
+
+    Args:
+        recipe: says it for all layers.
+        loaded: the model.
+        names: the layers.
+        chosen: layers for which something else was chosen.
+    """
     config, made = search_config(recipe), weight_spec if recipe.pseudo_quant else pack_spec
     widths = {n: loaded.model.get_parameter(f"{n}.weight").shape[1] for n in names}
-    return {n: made(fitted(config, width)) for n, width in widths.items()}
+    found = {n: made(fitted(config, width)) for n, width in widths.items()}
+    return found | {n: spec for n, spec in (chosen or {}).items() if n in found}
 
 
-def round_(recipe: QuantRecipe, loaded: LoadedModel, names: Sequence[str]) -> None:
+def round_(
+    recipe: QuantRecipe,
+    loaded: LoadedModel,
+    names: Sequence[str],
+    chosen: Mapping[str, QuantSpec] | None = None,
+) -> None:
     """Quantise linear layers of a model, whose parameters are float32, in place, without data."""
-    how, specs = rounding_of(recipe), _specs(recipe, loaded, names)
+    how, specs = rounding_of(recipe), specs_of(recipe, loaded, names, chosen)
     grids = {}
     for n, spec in specs.items() if how.clip else ():
         weight = loaded.model.get_parameter(f"{n}.weight")
@@ -137,11 +156,12 @@ def _finish_(
     at: At,
     streams: Sequence[BatchStream],
     journal: Journal,
+    chosen: Mapping[str, QuantSpec] | None = None,
 ) -> dict[str, float]:
     """Round and pack a block whose scales are fused; return the errors of its layers."""
     how, team, number = rounding_of(recipe), task.place.team, at.number
     names = [f"{at.name}.{n}" for n in linears_of(at.block)]
-    specs = _specs(recipe, loaded, names)
+    specs = specs_of(recipe, loaded, names, chosen)
     if how.is_plain:
         _pack_(recipe, loaded, specs, {})
         return {}
@@ -164,6 +184,7 @@ def finish_block_(
     streams: Sequence[BatchStream],
     journal: Journal,
     found: Mapping[int, BlockFound],
+    chosen: Mapping[str, QuantSpec] | None = None,
 ) -> BlockFound:
     """Fuse the scales of a block whose parameters are float32, round and pack it.
 
@@ -176,12 +197,13 @@ def finish_block_(
             behind it. None where there is no calibration data.
         journal: what was finished with data is kept in it, and taken from it.
         found: what was found per block.
+        chosen: layers for which something else than the recipe's bits was chosen.
 
     Returns:
         What was found for this one, with the errors of its layers as they are in the end.
     """
     apply_found_(task.adapter, at.name, at.block, found[at.number])
-    errors = _finish_(recipe, loaded, task, at, streams, journal)
+    errors = _finish_(recipe, loaded, task, at, streams, journal, chosen)
     if streams:
         made = record(at.block, at.index, streams, {}, {}, task.place)[1]
         for stream, out in zip(streams, made, strict=True):

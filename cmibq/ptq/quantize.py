@@ -6,9 +6,8 @@ import errno
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from cmibq.data import Encoded, collate
 from cmibq.errors import StorageError
 from cmibq.fileio import atomic_dir, read_json, write_json
-from cmibq.io import best_layout, is_package, load_scales, save_scales
+from cmibq.io import best_layout, is_package, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
 from cmibq.models import LoadedModel, check_weights, load, save_float
@@ -26,60 +25,20 @@ from cmibq.ptq.capture import Place
 from cmibq.ptq.fit import encoded
 from cmibq.ptq.job import NOTE, Job, prepare
 from cmibq.ptq.journal import BlockFound
-from cmibq.ptq.run import from_entries, process_, to_entries
+from cmibq.ptq.parts import quantise_
+from cmibq.ptq.result import QuantizeResult
+from cmibq.ptq.run import to_entries
 from cmibq.ptq.spill import Room
-from cmibq.ptq.stream import BatchStream, enter
 from cmibq.ptq.tables import pack_tables_
 from cmibq.ptq.team import join
-from cmibq.ptq.tower import process_tower_
 from cmibq.ptq.verify import Held, hold_out, verify_
-from cmibq.recipe import QuantRecipe, parse_scope
+from cmibq.recipe import QuantRecipe
 from cmibq.search import LinearGroup
 
 __all__ = ["QuantizeResult", "quantize"]
 
 _PROBE_SAMPLES = 2
 _PROBE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class QuantizeResult:
-    """What a run made.
-
-    Args:
-        recipe: what was asked for.
-        fingerprint: equal for runs that must give the same.
-        output_path: folder of the quantised model, or None.
-        scale_path: file of scales, or None.
-        skipped: everything was there already.
-        seconds: wall time of this call.
-        layer_errors: layer -> relative error of its output on calibration tokens; empty if nothing
-            was calibrated.
-        groups: per group of layers: block, group, ratio, losses, and `vision_weight`, what an image
-            token counted against an answer token (None without reweight).
-        verification: what a comparison of the result with the float model gave, as
-            `cmibq.eval.verify.Verification.to_json`; None if it was not asked for.
-    """
-
-    recipe: QuantRecipe
-    fingerprint: str
-    output_path: Path | None
-    scale_path: Path | None
-    skipped: bool
-    seconds: float
-    layer_errors: dict[str, float] = field(default_factory=dict, repr=False)
-    groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    verification: dict[str, Any] | None = field(default=None, repr=False)
-
-
-def _known(job: Job, loaded: LoadedModel) -> dict[int, BlockFound] | None:
-    """Return scales that need no search: those of a file, or none at all for rtn without data."""
-    recipe = job.recipe
-    if job.scales is not None and not recipe.run_process:
-        return from_entries(loaded, load_scales(job.scales).entries, recipe.scope)
-    if job.samples:
-        return None
-    return {i: {} for i, _, _ in loaded.adapter.numbered(loaded.model, recipe.scope)}
 
 
 def _finite(value: float) -> float | None:
@@ -126,15 +85,21 @@ def _probe(loaded: LoadedModel, samples: Sequence[Encoded]) -> dict[str, Tensor]
     return collate(samples[:_PROBE_SAMPLES], loaded.processor).model_inputs(model.dtype)
 
 
+def _layout(recipe: QuantRecipe, loaded: LoadedModel) -> str:
+    if recipe.format != "auto":
+        return recipe.format
+    # Others have no place for new biases, and files of another size than was promised.
+    own = recipe.bias_correction or recipe.max_bytes
+    return "cmibq" if own else best_layout(loaded.model)
+
+
 def _write(
     job: Job, loaded: LoadedModel, notes: dict[str, Any], samples: Sequence[Encoded]
 ) -> None:
     """Write the quantised model; the folder appears when it is complete."""
     if job.output is None:
         return
-    recipe, asked = asdict(job.recipe), job.recipe.format
-    if asked == "auto" and job.recipe.bias_correction:
-        asked = "cmibq"  # others have no place for new biases
+    recipe = asdict(job.recipe)
     overwrite = job.recipe.overwrite or job.output_is_made
     if job.recipe.pseudo_quant:
         with atomic_dir(job.output, overwrite=overwrite) as folder:
@@ -148,7 +113,7 @@ def _write(
             recipe=recipe,
             metadata=notes,
             probe=_probe(loaded, samples),
-            layout=best_layout(loaded.model) if asked == "auto" else asked,
+            layout=_layout(job.recipe, loaded),
             overwrite=overwrite,
         )
 
@@ -173,21 +138,6 @@ def _write_scales(
     save_scales(job.scales, to_entries(tables, found), provenance=provenance)
 
 
-def _streams(
-    job: Job, loaded: LoadedModel, samples: Sequence[Encoded], place: Place, gradients: bool
-) -> Iterator[BatchStream]:
-    """Bring the calibration samples of this process to the first block."""
-    return enter(
-        loaded,
-        samples,
-        reference=job.recipe.variant == "reference",
-        gradients=gradients,
-        tokens=job.fit.batch_tokens,
-        room=place.room,
-        team=place.team,
-    )
-
-
 def _restart(bar: Any, groups: int, blocks: int) -> None:
     """Count the time left from here: what was found earlier and the samples took no such time."""
     if bar.disable:
@@ -208,7 +158,6 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model, recipe.scope))
     held = hold_out(job, loaded, samples) if team.leads else None
-    known = _known(job, loaded)
     published = recipe.variant == "reference"
     tables = {
         i: adapter.groups(name, block, published=published)
@@ -217,16 +166,10 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     total = sum(map(len, tables.values()))
     title = recipe.name or f"{recipe.method} w{recipe.w_bit}a{recipe.a_bit}"
     with tqdm(total=total, desc=title, unit="group", disable=not progress or not team.leads) as bar:
-        change = job.output is not None  # by all processes: they round together
-        how: dict[str, Any] = {"known": known, "change": change, "tick": bar.update, "place": place}
-        found: dict[int, BlockFound] = {}
-        if "lm" in parse_scope(recipe.scope):
-            source = functools.partial(_streams, job, loaded, samples, place)
-            begin = functools.partial(_restart, bar, max(map(len, tables.values()), default=0))
-            found |= process_(recipe, loaded, source, job.journal, begin=begin, **how)
-        found |= process_tower_(recipe, loaded, samples, job.journal, **how)
+        begin = functools.partial(_restart, bar, max(map(len, tables.values()), default=0))
+        found, chosen = quantise_(job, loaded, samples, tables, place, bar.update, begin)
         bar.update(total - bar.n)
-    notes = _notes(job, loaded, found, samples)
+    notes = _notes(job, loaded, found, samples) | chosen
     if team.leads:
         pack_tables_(recipe, loaded)
         _write_scales(job, tables, found)
@@ -290,4 +233,5 @@ def quantize(recipe: QuantRecipe, *, progress: bool = True) -> QuantizeResult:
         dict(notes.get("layer_errors", {})),
         list(notes.get("groups", [])),
         notes.get("verify"),
+        notes.get("budget"),
     )

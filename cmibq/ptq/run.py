@@ -25,6 +25,7 @@ from cmibq.ptq.reweight import Means, add_gradients_, used_ratios
 from cmibq.ptq.stream import BatchStream, float32_block
 from cmibq.ptq.task import Task
 from cmibq.ptq.team import Team
+from cmibq.quant import QuantSpec
 from cmibq.recipe import QuantRecipe
 from cmibq.search import GroupResult, LinearGroup
 
@@ -162,6 +163,7 @@ def process_(
     begin: Callable[[int], object] = lambda blocks: None,
     place: Place = PLACE,
     part: str = "lm",
+    specs: Mapping[str, QuantSpec] | None = None,
 ) -> dict[int, BlockFound]:
     """Find the scales of all blocks, fuse them and quantise the linear layers, in place.
 
@@ -176,6 +178,7 @@ def process_(
         begin: called with the number of blocks found earlier when the first one is searched.
         place: room and processes; all of them find the same, the first one keeps the journal.
         part: whose blocks, ``"lm"`` or ``"vision"``.
+        specs: layers that are stored in another way than the recipe says for all.
 
     Returns:
         What was found per block, by its number (`Adapter.numbered`).
@@ -204,6 +207,6 @@ def process_(
             else:
                 streams = []
             if change:
-                at, given = At(number, index, name, block), behind if number <= last else []
-                found[number] = finish_block_(recipe, loaded, task, at, given, journal, found)
+                at, rows = At(number, index, name, block), behind if number <= last else []
+                found[number] = finish_block_(recipe, loaded, task, at, rows, journal, found, specs)
     return found

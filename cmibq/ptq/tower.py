@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from cmibq.data import Encoded
-from cmibq.errors import DataError
+from cmibq.errors import ConfigError, DataError
 from cmibq.io import ScaleEntry
 from cmibq.models import LoadedModel, check_groups, check_weights, float32_block, verify_groups
 from cmibq.ptq.capture import PLACE, Place
@@ -23,6 +23,7 @@ from cmibq.ptq.run import process_, round_, to_entries
 from cmibq.ptq.spill import Room
 from cmibq.ptq.stream import BatchStream, enter, image_batches, run_blocks
 from cmibq.ptq.team import ALONE, Team
+from cmibq.quant import QuantSpec
 from cmibq.recipe import QuantRecipe, parse_scope
 
 __all__ = ["enter_tower", "process_tower_", "quantize_"]
@@ -87,6 +88,7 @@ def process_tower_(
     change: bool = True,
     tick: Callable[[], object] = lambda: None,
     place: Place = PLACE,
+    specs: Mapping[str, QuantSpec] | None = None,
 ) -> dict[int, BlockFound]:
     """Do for vision blocks what `process_` does for the decoder, then round the projector.
 
@@ -101,6 +103,7 @@ def process_tower_(
         change: False leaves the model as it is.
         tick: called after every group that was searched.
         place: room and processes.
+        specs: as for `process_`.
 
     Returns:
         What was found per vision block, by its number (`Adapter.numbered`).
@@ -118,10 +121,11 @@ def process_tower_(
             tick=tick,
             place=place,
             part="vision",
+            specs=specs,
         )
     if "projector" in parts and change:
         with float32_block(loaded.adapter.projector(loaded.model)):
-            round_(plain, loaded, loaded.adapter.targets(loaded.model, "projector"))
+            round_(plain, loaded, loaded.adapter.targets(loaded.model, "projector"), specs)
     return found
 
 
@@ -141,9 +145,12 @@ def quantize_(
         The scales found, as `cmibq.io.save_scales` takes them.
 
     Raises:
+        ConfigError: the recipe has ``max_bytes``.
         ModelError: a group cannot be scaled, a weight is not finite, a group size does not divide.
         DataError: samples lack what the recipe needs.
     """
+    if recipe.max_bytes:
+        raise ConfigError("max_bytes is about a file; quantise a model folder, or leave it out")
     adapter, model = loaded.adapter, loaded.model
     verify_groups(adapter, model)
     check_weights(model, adapter.targets(model, recipe.scope))

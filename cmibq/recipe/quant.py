@@ -86,6 +86,7 @@ class QuantRecipe(Weights):
     verify: bool = opt(True, "open the result and compare it with the float model")
     seed: int = opt(42, "seed of the choice of samples")
     threads: int | None = opt(None, "threads; null takes those of the process")
+    max_bytes: str = opt("", "most bytes of the weights file, such as 2.5GB: bits differ by rows")
     max_memory: str = opt("", "most memory of the process, such as 4GB; data goes to files beyond")
     overwrite: bool = opt(False, "replace results of another recipe at output_path or scale_path")
 
@@ -123,6 +124,8 @@ class QuantRecipe(Weights):
         at_least("threads", self.threads, 1, MOST_THREADS)
         if self.max_memory:
             parse_size("max_memory", self.max_memory)
+        if self.max_bytes:
+            self._check_budget()
         self._check_calibration()
         self._check_rounding()
 
@@ -150,6 +153,18 @@ class QuantRecipe(Weights):
             not (self.bias_correction and self.format == "compressed-tensors"),
             "bias_correction is set with format 'compressed-tensors', whose layers have the biases"
             " of the model; leave one of them out",
+        )
+
+    def _check_budget(self) -> None:
+        parse_size("max_bytes", self.max_bytes)
+        require(
+            self.run_process and not self.pseudo_quant,
+            "max_bytes needs calibration and packed layers; set run_process, not pseudo_quant",
+        )
+        require(
+            self.variant == "default" and self.format != "compressed-tensors",
+            f"max_bytes is set with variant {self.variant!r} and format {self.format!r}; bits that"
+            " differ between rows need variant default and format auto or cmibq",
         )
 
     def _check_format(self) -> None:

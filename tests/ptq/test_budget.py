@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cmibq.models import LoadedModel, load, load_processor
 from cmibq.nn import convert_
 from cmibq.ptq.budget import BITS, fit, packed_size
 from cmibq.ptq.job import prepare
+from cmibq.ptq.quantize import quantize
 from cmibq.ptq.sensitivity import Plan, measure, quality, rounded
 from cmibq.quant import PerGroup, QuantSpec
 from cmibq.recipe import QuantRecipe
@@ -157,3 +159,40 @@ def test_budgets_that_cannot_be(both: BOTH) -> None:
         fit(loaded, samples, plan_of(loaded), least - 1)
     with pytest.raises(ConfigError, match="needs calibration items with answers"):
         fit(loaded, [], plan_of(loaded), least)
+
+
+@pytest.mark.parametrize("fields", [{}, {"method": "awq", "embed_bit": 8, "head_bit": 8}])
+def test_quantize_meets_the_bytes_asked_for(
+    fields: dict[str, Any], llava_dir: Path, items_path: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "model_args": f"pretrained={llava_dir}",
+        "data_path": str(items_path),
+        "output_path": str(tmp_path / "out"),
+        "method": "rtn",
+        "run_process": True,
+        "n_samples": 12,
+        "w_group": 32,
+        "n_grid": 4,
+        "max_bytes": "190KB",
+    }
+    recipe = QuantRecipe(**given | fields)
+    result = quantize(recipe, progress=False)
+    file = tmp_path / "out" / "cmibq.safetensors"
+    notes = result.budget
+    assert notes is not None
+    assert file.stat().st_size == notes[notes["chosen"]]["bytes"] <= 190_000
+    assert notes["mixed"]["bytes"] > 0.995 * 190_000
+    again = quantize(recipe, progress=False)
+    assert again.skipped
+    assert again.budget == notes
+
+
+def test_recipes_that_cannot_have_a_budget() -> None:
+    for fields, told in (
+        ({"max_bytes": "much", "run_process": True}, "max_bytes is 'much'"),
+        ({"max_bytes": "1GB"}, "set run_process"),
+        ({"max_bytes": "1GB", "run_process": True, "variant": "reference"}, "variant default"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            QuantRecipe(**fields)
