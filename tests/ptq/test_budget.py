@@ -161,9 +161,12 @@ def test_budgets_that_cannot_be(both: BOTH) -> None:
         fit(loaded, [], plan_of(loaded), least)
 
 
-@pytest.mark.parametrize("fields", [{}, {"method": "awq", "embed_bit": 8, "head_bit": 8}])
+ALL = {"method": "awq", "embed_bit": 8, "head_bit": 8, "scope": "lm,projector,vision"}
+
+
+@pytest.mark.parametrize(("most", "fields"), [(190_000, {}), (110_000, ALL)])
 def test_quantize_meets_the_bytes_asked_for(
-    fields: dict[str, Any], llava_dir: Path, items_path: Path, tmp_path: Path
+    most: int, fields: dict[str, Any], llava_dir: Path, items_path: Path, tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {
         "model_args": f"pretrained={llava_dir}",
@@ -174,15 +177,15 @@ def test_quantize_meets_the_bytes_asked_for(
         "n_samples": 12,
         "w_group": 32,
         "n_grid": 4,
-        "max_bytes": "190KB",
+        "max_bytes": f"{most}B",
     }
     recipe = QuantRecipe(**given | fields)
     result = quantize(recipe, progress=False)
     file = tmp_path / "out" / "cmibq.safetensors"
     notes = result.budget
     assert notes is not None
-    assert file.stat().st_size == notes[notes["chosen"]]["bytes"] <= 190_000
-    assert notes["mixed"]["bytes"] > 0.995 * 190_000
+    assert file.stat().st_size == notes[notes["chosen"]]["bytes"] <= most
+    assert notes["mixed"]["bytes"] > 0.995 * most
     again = quantize(recipe, progress=False)
     assert again.skipped
     assert again.budget == notes
