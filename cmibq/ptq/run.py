@@ -184,16 +184,15 @@ def process_(
         What was found per block, by its number (`Adapter.numbered`).
     """
     blocks = loaded.adapter.numbered(loaded.model, part)
-    numbers = [number for number, _, _ in blocks]
     rounded = change and known is None and not rounding_of(recipe).is_plain
-    found, last = _known(numbers, known or {}, journal, place.team, rounded)
+    found, last = _known([n for n, _, _ in blocks], known or {}, journal, place.team, rounded)
     how = (recipe, loaded, source, journal, place.team)
     streams, ratios = _calibrate(*how) if last >= 0 else ([], None)
     begin(len(found))
     task = _task(recipe, loaded, ratios, tick, place)
     behind = [replace(s) for s in streams] if rounded else []
     for number, name, block in blocks:
-        index = number - numbers[0]
+        index = number - blocks[0][0]
         with float32_block(block, changes=change):
             outputs: list[Tensor] = []
             if not index and part == "vision" and streams and place.team.has(0):
