@@ -115,11 +115,13 @@ static int bind_array(const cq_arg *s, PyObject *obj, cq_args *out, size_t at, u
 }
 
 /* A conversion failed. A wrong type is named in terms of the argument; what else the object's own
- * code raised (an interrupt, say) stays. Always -1. */
+ * code raised (an interrupt, say) stays. Arrays are named by their type: their text may be long, and
+ * NumPy crashes where memory ends while it makes it. Always -1. */
 static int refuse_number(const cq_arg *s, PyObject *obj, const char *op, const char *expected) {
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
     PyErr_Clear();
-    PyErr_Format(PyExc_TypeError, "%s: %s is %R, expected %s", op, s->name, obj, expected);
+    PyObject *told = PyArray_Check(obj) ? (PyObject *)Py_TYPE(obj) : obj;
+    PyErr_Format(PyExc_TypeError, "%s: %s is %R, expected %s", op, s->name, told, expected);
     return -1;
 }
 

@@ -87,11 +87,8 @@ void cq_alloc_sums_f32_avx512(const float *x, const float *weight, size_t n, flo
     size_t i = 0;
     for (; i + 16 <= n; i += 16) sixteen_sums(x + i, 0xFFFF, lo, hi, &t);
     if (i < n) sixteen_sums(x + i, cq_tail_mask(n - i), lo, hi, &t);
-    *out = (cq_alloc_sums){(double)(n - t.downs - t.ups),
-                           lanes(t.even, t.odd),
-                           (double)t.downs,
-                           (double)t.ups,
-                           {t.downs, t.ups}};
+    const double in = (double)(n - t.downs - t.ups), sum = lanes(t.even, t.odd);
+    *out = (cq_alloc_sums){in, sum, (double)t.downs, (double)t.ups, {t.downs, t.ups}};
 }
 
 typedef struct guess {
@@ -141,14 +138,12 @@ CQ_INLINE void sixteen_shift(const float *x, float *out, __mmask16 m, shift *p) 
 
 void cq_alloc_shift_f32_avx512(const float *x, size_t n, double tau, const float *range, float *out,
                                size_t *ends) {
-    shift p = {_mm512_set1_ps((float)tau),
-               _mm512_set1_ps((float)(tau - (double)(float)tau)),
-               _mm512_set1_ps(range[0]),
-               _mm512_set1_ps(range[1]),
-               _mm512_set1_ps(range[2]),
-               _mm512_set1_ps(range[3]),
-               0,
-               0};
+    shift p = {.main = _mm512_set1_ps((float)tau),
+               .rest = _mm512_set1_ps((float)(tau - (double)(float)tau)),
+               .lo = _mm512_set1_ps(range[0]),
+               .hi = _mm512_set1_ps(range[1]),
+               .low = _mm512_set1_ps(range[2]),
+               .high = _mm512_set1_ps(range[3])};
     size_t i = 0;
     for (; i + 16 <= n; i += 16) sixteen_shift(x + i, out + i, 0xFFFF, &p);
     if (i < n) sixteen_shift(x + i, out + i, cq_tail_mask(n - i), &p);

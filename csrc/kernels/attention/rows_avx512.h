@@ -22,8 +22,9 @@ CQ_INLINE __m512 cq_att_exp(__m512 x) {
 
 /* Lanes of row t that hold a key that is seen, from key j on. */
 CQ_INLINE __mmask16 cq_att_seen(const cq_att_row *t, size_t j) {
-    const __mmask16 inside =
-        j >= t->n ? 0 : (__mmask16)(t->n - j >= 16 ? 0xFFFFu : (1u << (t->n - j)) - 1u);
+    const __mmask16 inside = (__mmask16)(j >= t->n        ? 0u
+                                         : t->n - j >= 16 ? 0xFFFFu
+                                                          : (1u << (t->n - j)) - 1u);
     if (!t->mask) return inside;
     const __m128i m = _mm_maskz_loadu_epi8(inside, t->mask + j);
     return _mm_mask_cmpeq_epi8_mask(inside, m, _mm_setzero_si128());

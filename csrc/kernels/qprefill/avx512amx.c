@@ -40,21 +40,6 @@ typedef struct sides { /* both tiles of both operands */
     const int8_t *w0, *w1;
 } sides;
 
-/* Product number i of a step, a constant; `codes` tells whether the bytes of x have no sign. The
- * instructions take numbers of tiles only as they are written. */
-CQ_INLINE void product(const int i, const int codes) {
-    switch (2 * i + codes) {
-    case 0: _tile_dpbssd(0, 4, 6); return;
-    case 1: _tile_dpbsud(0, 4, 6); return;
-    case 2: _tile_dpbssd(1, 4, 7); return;
-    case 3: _tile_dpbsud(1, 4, 7); return;
-    case 4: _tile_dpbssd(2, 5, 6); return;
-    case 5: _tile_dpbsud(2, 5, 6); return;
-    case 6: _tile_dpbssd(3, 5, 7); return;
-    default: _tile_dpbsud(3, 5, 7); return;
-    }
-}
-
 /* One step; between its products `count` vectors each of what is pending, from `at` on. */
 CQ_INLINE void step(sides s, const int codes, int32_t *to, const int last, const pending *p,
                     const size_t at, const size_t count) {

@@ -20,4 +20,19 @@ CQ_INLINE void configure(size_t quads) {
     _tile_loadconfig(&c);
 }
 
+/* Product number i of a step, a constant; `codes` tells whether the bytes of x have no sign. The
+ * instructions take numbers of tiles only as they are written. */
+CQ_INLINE void product(const int i, const int codes) {
+    switch (2 * i + codes) {
+    case 0: _tile_dpbssd(0, 4, 6); return;
+    case 1: _tile_dpbsud(0, 4, 6); return;
+    case 2: _tile_dpbssd(1, 4, 7); return;
+    case 3: _tile_dpbsud(1, 4, 7); return;
+    case 4: _tile_dpbssd(2, 5, 6); return;
+    case 5: _tile_dpbsud(2, 5, 6); return;
+    case 6: _tile_dpbssd(3, 5, 7); return;
+    default: _tile_dpbsud(3, 5, 7); return;
+    }
+}
+
 #endif
