@@ -179,6 +179,12 @@ class Manifest:
         return 8 * self.packed_bytes / weights if weights else math.nan
 
     @property
+    def fewest_bits(self) -> int:
+        """The smallest width of the codes."""
+        widths = (layer.bits for layer in self.layers.values())
+        return min(b if isinstance(b, int) else min(b) for b in widths)
+
+    @property
     def version(self) -> int:
         """The lowest version of the format that holds this."""
         if self.layout != _OWN:

@@ -152,6 +152,11 @@ class Adapter:
                 made += [(start + i, *b) for i, b in enumerate(self.blocks(model, part))]
         return made
 
+    def rows_of(self, block_name: str) -> tuple[GroupRow, ...]:
+        """Return the table of groups of a block, by its name in the model."""
+        vision = any(block_name.startswith(f"{tower}.") for tower in self.towers)
+        return self.tower_rows if vision else self.rows
+
     def groups(
         self, block_name: str, block: nn.Module, *, published: bool = False
     ) -> list[LinearGroup]:
@@ -170,8 +175,7 @@ class Adapter:
         Raises:
             ModelError: a module of the table is missing.
         """
-        vision = any(block_name.startswith(f"{tower}.") for tower in self.towers)
-        rows = self.tower_rows if vision else self.rows
+        rows = self.rows_of(block_name)
         return groups_of(rows, block_name, block, published=published, family=self.family)
 
     def targets(self, model: nn.Module, scope: str = "lm") -> list[str]:

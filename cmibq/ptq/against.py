@@ -40,12 +40,6 @@ def _samples(config: VerifyConfig, loaded: LoadedModel) -> list[Encoded]:
     return encode(items, loaded.processor)
 
 
-def _bits(package: Package | None) -> int:
-    layers = package.manifest.layers.values() if package else ()
-    widths = [s.bits if isinstance(s.bits, int) else min(s.bits) for s in layers]
-    return min(widths, default=8)
-
-
 def verify(config: VerifyConfig) -> Verification:
     """Compare a quantised model with the float model: KL, top tokens, captions, its own probe.
 
@@ -67,7 +61,7 @@ def verify(config: VerifyConfig) -> Verification:
         after = ask(loaded, samples)
         del loaded
         before = ask(load(_float_folder(config, package)), samples)
-    bits = _bits(package)
+    bits = package.manifest.fewest_bits if package else 8
     asked: dict[str, Any] = {"kl": config.max_kl, "top1": config.min_top1}
     given = {name: value for name, value in asked.items() if value is not None}
     found = compare(

@@ -34,6 +34,7 @@ BITS: Final = MENUS["package"].bits
 _MOST_UNITS = 200_000
 _TRIES = 6
 _ENOUGH = 8
+_MEASURED = 32  # samples; each rounds every layer to every width
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,9 @@ def fit(
     candidates = {"uniform": (uniform, size)}
     if bits < BITS[-1]:
         rows = layers.unit_rows()
-        tables = measure(loaded, used, plan, BITS, rows=rows, tick=tick)
-        table = _table(layers, tables, rows, any(s.pictures for s in used))
+        some = used[:: max(len(used) // _MEASURED, 1)]
+        tables = measure(loaded, some, plan, BITS, rows=rows, tick=tick)
+        table = _table(layers, tables, rows, any(s.pictures for s in some))
         room = max_bytes - size + int(layers.costs(rows)[:, BITS.index(bits)].sum())
         if (mixed := _allocate(layers, table, rows, max_bytes, room)) is not None:
             candidates["mixed"] = mixed

@@ -139,6 +139,11 @@ def _check_outputs(job: Job) -> None:
     """Refuse places that cannot be written, and results of other runs unless told to."""
     if job.output is None and job.scales is None:
         raise ConfigError("output_path is empty; name the folder for the quantised model")
+    if job.output is None and (idle := _about_the_model(job.recipe)):
+        raise ConfigError(
+            f"{', '.join(idle)} set without output_path, so that only scales are written; name the"
+            " folder for the quantised model, or leave them out"
+        )
     writes_scales = job.scales is not None and job.recipe.run_process
     if job.scales is not None and writes_scales and not job.scales_are_made:
         if job.scales.exists() and not job.recipe.overwrite:
@@ -148,6 +153,21 @@ def _check_outputs(job: Job) -> None:
         if job.output.exists():
             _check_folder(job, job.output)
         check_writable(job.output)
+
+
+def _about_the_model(recipe: QuantRecipe) -> list[str]:
+    """Return the fields that are set and mean nothing where only scales are searched."""
+    plain = {"max_bytes": "", "embed_bit": 16, "head_bit": 16}
+    plain |= {"compensate": "none", "bias_correction": False}
+    return [name for name, value in plain.items() if getattr(recipe, name) != value]
+
+
+def _check_data(recipe: QuantRecipe) -> None:
+    """Refuse what needs calibration data where rtn is given none."""
+    needy = [n for n in ("max_bytes", "bias_correction") if getattr(recipe, n)]
+    needy += ["compensate"] if recipe.compensate != "none" else []
+    if needy and recipe.method == "rtn" and not recipe.data_path:
+        raise ConfigError(f"{', '.join(needy)} set without data_path; name calibration items")
 
 
 def _samples(recipe: QuantRecipe) -> Sequence[CalibSample]:
@@ -169,6 +189,7 @@ def prepare(recipe: QuantRecipe) -> Job:
     for registry, name in ((SEARCHES, recipe.method), (CALIBRATIONS, recipe.calib_data)):
         registry[name]
     _check_scale_path(recipe)
+    _check_data(recipe)
     model_path = parse_model_args(recipe.model_args)
     adapter = read_family(model_path, model=recipe.model)
     target_widths(model_path, recipe.scope)  # refuses parts that are not there

@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,7 +95,15 @@ class Journal:
 
     def rounded(self) -> set[int]:
         """Return the numbers of the blocks whose rounding was kept."""
-        return {int(p.stem[-4:]) for p in self.own.glob("rounded-[0-9][0-9][0-9][0-9].safetensors")}
+        found = set()
+        for path in self.own.glob("rounded-[0-9][0-9][0-9][0-9].safetensors"):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    json.loads(file.metadata()["errors"])
+            except (SafetensorError, ValueError, KeyError, TypeError):
+                continue  # `read_rounded` says so
+            found.add(int(path.stem[-4:]))
+        return found
 
     def read_rounded(self, index: int) -> tuple[dict[str, Tensor], dict[str, float]] | None:
         """Return the tensors of a rounded block and the errors of its layers, or None."""
@@ -126,6 +135,18 @@ class Journal:
     def write_ratios(self, ratios: Tensor) -> None:
         """Keep the weights of image tokens."""
         write_json(self.own / "ratios.json", ratios.tolist())
+
+    def read_choice(self) -> dict[str, Any] | None:
+        """Return the bits chosen for a budget, as `write_choice` had them, or None."""
+        try:
+            made: dict[str, Any] = read_json(self.own / "choice.json")
+        except DataError:
+            return None
+        return made
+
+    def write_choice(self, choice: dict[str, Any]) -> None:
+        """Keep the bits chosen for a budget, JSON values."""
+        write_json(self.own / "choice.json", choice)
 
     def remove(self) -> None:
         """Remove all journals of this output; the run is finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cmibq.data import Encoded
@@ -11,6 +12,7 @@ from cmibq.io import load_scales
 from cmibq.models import LoadedModel
 from cmibq.ptq.budget import choose
 from cmibq.ptq.capture import Place
+from cmibq.ptq.finish import specs_of
 from cmibq.ptq.job import Job
 from cmibq.ptq.journal import BlockFound
 from cmibq.ptq.run import from_entries, process_
@@ -62,6 +64,21 @@ def _run_(
     return found | process_tower_(job.recipe, loaded, samples, job.journal, **how)
 
 
+def _choice(
+    job: Job,
+    loaded: LoadedModel,
+    samples: Sequence[Encoded],
+    tables: Mapping[int, Sequence[LinearGroup]],
+    found: Mapping[int, BlockFound],
+) -> dict[str, Any]:
+    """Return the bits for a budget, those of an interrupted run if it had chosen."""
+    if (made := job.journal.read_choice()) is None:
+        choice = choose(job.recipe, loaded, samples, tables, found)
+        made = {"bits": {n: s.bits for n, s in choice.specs.items()}, "notes": choice.notes}
+        job.journal.write_choice(made)
+    return made
+
+
 def quantise_(
     job: Job,
     loaded: LoadedModel,
@@ -90,8 +107,11 @@ def quantise_(
     if not (job.recipe.max_bytes and change):
         return run(change=change, tick=tick, begin=begin), {}
     found = run(change=False, tick=tick, begin=begin)
-    team = place.team
-    choice = choose(job.recipe, loaded, samples, tables, found) if team.leads else None
-    if (choice := team.first(choice)) is None:
-        raise AssertionError("the first process chooses")
-    return run(change=True, specs=choice.specs), {"budget": choice.notes}
+    own = _choice(job, loaded, samples, tables, found) if place.team.leads else {}
+    made = place.team.first(own)
+    names = loaded.adapter.targets(loaded.model, job.recipe.scope)
+    specs = {
+        name: replace(spec, bits=b if isinstance(b := made["bits"][name], int) else tuple(b))
+        for name, spec in specs_of(job.recipe, loaded, names).items()
+    }
+    return run(change=True, specs=specs), {"budget": made["notes"]}

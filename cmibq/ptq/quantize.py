@@ -29,7 +29,7 @@ from cmibq.ptq.parts import quantise_
 from cmibq.ptq.result import QuantizeResult
 from cmibq.ptq.run import to_entries
 from cmibq.ptq.spill import Room
-from cmibq.ptq.tables import pack_tables_
+from cmibq.ptq.tables import pack_tables_, table_specs
 from cmibq.ptq.team import join
 from cmibq.ptq.verify import Held, hold_out, verify_
 from cmibq.recipe import QuantRecipe
@@ -157,6 +157,7 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
     check_weights(loaded.model, adapter.targets(loaded.model, recipe.scope))
+    table_specs(recipe, loaded)  # refuses before the search
     held = hold_out(job, loaded, samples) if team.leads else None
     published = recipe.variant == "reference"
     tables = {

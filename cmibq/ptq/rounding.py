@@ -58,14 +58,19 @@ class BlockRounding:
     errors: dict[str, float]
 
 
-def stages(adapter: Adapter, block: nn.Module) -> list[Stage]:
+def stages(adapter: Adapter, name: str, block: nn.Module) -> list[Stage]:
     """Return all linear layers of a block by input, in the order in which they are computed.
 
     Unlike the groups of a search they leave none out, as o_proj is under grouped keys and values.
+
+    Args:
+        adapter: family of the model.
+        name: of the block in the model; tells decoder from vision blocks.
+        block: the block.
     """
     linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
     made, rest = [], list(linears)
-    for row in (*adapter.rows, *adapter.tower_rows):
+    for row in adapter.rows_of(name):
         names = tuple(n for n in linears if n in rest and re.fullmatch(row.linears, n))
         if names:
             made.append(Stage(row.name, names))
@@ -91,7 +96,9 @@ class _Inputs:
 
     def centred_(self) -> None:
         """Take the mean out of the moments: a bias makes up for it."""
-        self.moments -= (torch.outer(self.mean, self.mean) * self.total).float()
+        for some in torch.arange(len(self.mean)).split(_TOKENS):  # no second matrix, in float64
+            self.moments[some] -= (torch.outer(self.mean[some], self.mean) * self.total).float()
+        self.moments.diagonal().clamp_(min=0)  # a constant channel leaves a rounding error
 
 
 def _relative(new: Tensor, old: Tensor, moments: Tensor) -> float:
@@ -185,7 +192,7 @@ def round_block_(
     made, team = BlockRounding({}, {}), task.place.team
     modules = dict(block.named_modules())
     with contextlib.ExitStack() as hooks:
-        for stage in stages(task.adapter, block):
+        for stage in stages(task.adapter, name, block):
             linears = {
                 f"{name}.{n}": m for n in stage.linears if isinstance(m := modules[n], nn.Linear)
             }

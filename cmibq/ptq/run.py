@@ -26,7 +26,7 @@ from cmibq.ptq.stream import BatchStream, float32_block
 from cmibq.ptq.task import Task
 from cmibq.ptq.team import Team
 from cmibq.quant import QuantSpec
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import QuantRecipe, parse_scope
 from cmibq.search import GroupResult, LinearGroup
 
 __all__ = ["from_entries", "process_", "round_", "search_config", "to_entries"]
@@ -70,7 +70,8 @@ def from_entries(
         scope: parts of the model, see `Adapter.targets`.
 
     Raises:
-        ModelError: an entry belongs to no group of the model; names it.
+        ModelError: an entry belongs to no group in scope, or a part in scope has no entry; names
+            them.
     """
     places = {}
     found: dict[int, BlockFound] = {}
@@ -84,10 +85,18 @@ def from_entries(
         if (entry.place, len(entry.scales)) not in places:
             raise ModelError(
                 f"the scales of {entry.prev} -> {', '.join(entry.linears)} belong to no group of"
-                " this model; scale_path was made for another model"
+                f" this model in scope {scope!r}; scale_path was made for another model or scope"
             )
         index, group_name = places[entry.place, len(entry.scales)]
         found[index][group_name] = GroupFound(GroupResult(entry.scales.float(), [], None), {})
+    for part in parse_scope(scope):
+        numbers = {i for i, _, _ in loaded.adapter.numbered(loaded.model, part)}
+        scalable = any(i in numbers for i, _ in places.values())
+        if scalable and entries and not any(found[i] for i in numbers):
+            raise ModelError(
+                f"scale_path has no scales for {part}, which is in scope {scope!r}; search them"
+                " with that scope, or leave the part out"
+            )
     return found
 
 

@@ -145,12 +145,17 @@ def quantize_(
         The scales found, as `cmibq.io.save_scales` takes them.
 
     Raises:
-        ConfigError: the recipe has ``max_bytes``.
+        ConfigError: the recipe has fields about files, or samples are missing.
         ModelError: a group cannot be scaled, a weight is not finite, a group size does not divide.
         DataError: samples lack what the recipe needs.
     """
-    if recipe.max_bytes:
-        raise ConfigError("max_bytes is about a file; quantise a model folder, or leave it out")
+    idle = {"max_bytes": "", "max_memory": "", "embed_bit": 16, "head_bit": 16, "threads": None}
+    if given := [n for n, value in idle.items() if getattr(recipe, n) != value]:
+        raise ConfigError(
+            f"{', '.join(given)} set for a model in memory, where it does nothing; leave it out"
+        )
+    if not samples and recipe.method != "rtn":
+        raise ConfigError(f"method {recipe.method!r} needs samples; pass some, or take rtn")
     adapter, model = loaded.adapter, loaded.model
     verify_groups(adapter, model)
     check_weights(model, adapter.targets(model, recipe.scope))

@@ -91,7 +91,7 @@ def verify_(job: Job, held: Held | None) -> dict[str, Any]:
     found = compare(
         held.before,
         ask(loaded, held.samples),
-        bits=job.recipe.w_bit,
+        bits=package.manifest.fewest_bits if package else job.recipe.w_bit,
         samples=len(held.samples),
         held_out=held.apart,
         reload_exact=probe.exact if probe else None,

@@ -158,6 +158,11 @@ class QuantRecipe(Weights):
     def _check_budget(self) -> None:
         parse_size("max_bytes", self.max_bytes)
         require(
+            not self.bias_correction,
+            "max_bytes is set with bias_correction, whose new biases it does not count; leave one"
+            " of them out",
+        )
+        require(
             self.run_process and not self.pseudo_quant,
             "max_bytes needs calibration and packed layers; set run_process, not pseudo_quant",
         )

@@ -18,6 +18,7 @@ from cmibq.io import check_probe
 from cmibq.models import MODELS, LoadedModel, load
 from cmibq.ptq import quantize, run
 from cmibq.ptq.capture import first
+from cmibq.ptq.rounding import stages
 from cmibq.ptq.stream import enter
 from cmibq.recipe import EvalConfig, QuantRecipe
 from tests.models.families import FAMILIES, write_family, write_talks
@@ -219,3 +220,25 @@ def test_a_killed_search_goes_on_and_rounds_as_eval_does(
     rounded = fresh.model.state_dict()
     for name in stored:
         torch.testing.assert_close(rounded[f"{name}.weight"], one[f"{name}.weight"])
+
+
+def test_layers_of_a_block_are_rounded_in_the_order_in_which_they_run(
+    loaded: LoadedModel, talks: Path
+) -> None:
+    batch = collate(encode(read_items(talks)[:2], loaded.processor), loaded.processor)
+    for part in ("lm", "vision"):
+        name, block = loaded.adapter.blocks(loaded.model, part)[0]
+        ran: list[str] = []
+        hooks = [
+            m.register_forward_pre_hook(lambda _, __, n=n, ran=ran: ran.append(n))
+            for n, m in block.named_modules()
+            if isinstance(m, torch.nn.Linear)
+        ]
+        with torch.no_grad():
+            loaded.model(**own_inputs(loaded, batch))
+        for hook in hooks:
+            hook.remove()
+        order = [
+            min(map(ran.index, stage.linears)) for stage in stages(loaded.adapter, name, block)
+        ]
+        assert order == sorted(order), (part, ran)

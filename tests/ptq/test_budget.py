@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cmibq.errors import ConfigError
 from cmibq.io import save
 from cmibq.models import LoadedModel, load, load_processor
 from cmibq.nn import convert_
+from cmibq.ptq import parts
 from cmibq.ptq.budget import BITS, fit, packed_size
 from cmibq.ptq.job import prepare
 from cmibq.ptq.quantize import quantize
@@ -195,7 +197,33 @@ def test_recipes_that_cannot_have_a_budget() -> None:
     for fields, told in (
         ({"max_bytes": "much", "run_process": True}, "max_bytes is 'much'"),
         ({"max_bytes": "1GB"}, "set run_process"),
+        ({"max_bytes": "1GB", "run_process": True, "bias_correction": True}, "does not count"),
         ({"max_bytes": "1GB", "run_process": True, "variant": "reference"}, "variant default"),
     ):
         with pytest.raises(ConfigError, match=told):
             QuantRecipe(**fields)
+
+
+def test_an_interrupted_run_keeps_its_choice(
+    llava_dir: Path, items_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = QuantRecipe(
+        model_args=f"pretrained={llava_dir}",
+        data_path=str(items_path),
+        output_path=str(tmp_path / "out"),
+        method="rtn",
+        run_process=True,
+        n_samples=12,
+        w_group=32,
+        max_bytes="190KB",
+    )
+    writing = sys.modules["cmibq.ptq.quantize"]  # the package has a function of that name
+    with monkeypatch.context() as broken:
+        broken.setattr(writing, "_write_model", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(asked, progress=False)
+    with monkeypatch.context() as known:
+        known.setattr(parts, "choose", None)
+        result = quantize(asked, progress=False)
+    assert result.budget is not None
+    assert (tmp_path / "out" / "cmibq.safetensors").stat().st_size <= 190_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cmibq.io import load as load_package
 from cmibq.models import load
 from cmibq.nn import iter_packed
 from cmibq.ptq import quantize, run
+from cmibq.ptq.rounding import _Inputs
 from cmibq.recipe import QuantRecipe
 
 PLAIN = {"clip": False}
@@ -151,3 +153,20 @@ def test_rtn_is_plain_unless_told_otherwise(
 def test_recipes_that_cannot_be_followed(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         QuantRecipe(**fields)
+
+
+def test_constant_channels_can_be_centred() -> None:
+    x = torch.linspace(0.01, 5, 64).repeat(1000, 1)
+    seen = _Inputs(x, torch.ones(1000, dtype=torch.float64) / 1000)
+    before = float(seen.moments.max())
+    seen.centred_()
+    assert float(seen.moments.diagonal().min()) >= 0
+    assert float(seen.moments.abs().max()) < 1e-5 * before  # float32
+
+
+@pytest.mark.parametrize("asked", ["compensate", "bias_correction", "max_bytes"])
+def test_what_needs_data_is_refused_without(asked: str, tmp_path: Path, llava_dir: Path) -> None:
+    value = {"compensate": "gptq", "bias_correction": True, "max_bytes": "1GB"}[asked]
+    made = recipe(llava_dir, tmp_path, tmp_path / "out", method="rtn", **{asked: value})
+    with pytest.raises(ConfigError, match=f"{asked} set without data_path"):
+        quantize(replace(made, data_path=""), progress=False)
