@@ -42,6 +42,9 @@ def _apply_file_(loaded: LoadedModel, path: str, scope: str) -> None:
 def pseudo_quantize_(loaded: LoadedModel, cfg: EvalConfig) -> dict[str, LayerSpec]:
     """Apply scales and round the weights of the linear layers in scope, all in float.
 
+    Weights are rounded to the nearest level, as `cmibq.quantize` does with ``clip=False``: what it
+    chooses by calibration data (clip, compensate) is in its result and not in a file of scales.
+
     Weights only: they are rounded in place. With quantised activations the layers become
     `QuantLinear`, which rounds its inputs per token.
 

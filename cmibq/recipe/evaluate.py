@@ -50,7 +50,7 @@ class EvalConfig(Weights):
     log_samples: bool = opt(False, "write what was asked and answered (always so with data_path)")
     log_samples_suffix: str = opt("", "ending of the names of files with samples")
     baseline: str = opt("", "result folder of the float model, for flips and excess loss")
-    pseudo_quant: bool = opt(False, "round the weights of a float model here, by the fields below")
+    pseudo_quant: bool = opt(False, "round the weights of a float model here, to the nearest level")
     scale_path: str = opt("", "file of scales to apply before rounding (pseudo_quant)")
     method: str = opt("", "method that made the scales, for the table; rtn needs no scale_path")
     w_bit: int = opt(16, "bits per weight (pseudo_quant)")

@@ -164,7 +164,8 @@ def test_samples_longer_than_the_context(
     logging.getLogger("cmibq").propagate = True
     kept = encoded(recipe(items_path, bad_items="skip", n_samples=24), context=11)
     assert 0 < len(kept) < 24
-    assert caplog.text.count("left out: ") == 24 - len(kept)
+    told = {m for m in caplog.messages if m.startswith("left out: ")}  # other tests add handlers
+    assert len(told) == 24 - len(kept)
     with pytest.raises(DataError, match="all 24 samples are longer than the model's 3 tokens"):
         encoded(recipe(items_path, bad_items="skip", n_samples=24), context=3)
     assert fitting([row(1)], None)

@@ -179,6 +179,7 @@ def test_a_killed_search_goes_on_and_rounds_as_eval_does(
         data_path=str(talks),
         run_process=True,
         pseudo_quant=True,
+        clip=False,
         scale_path=str(tmp_path / "whole.safetensors"),
         output_path=str(tmp_path / "whole"),
         verify=False,

@@ -17,6 +17,7 @@ from cmibq.io import load as load_package
 from cmibq.io import load_scales
 from cmibq.models import load
 from cmibq.nn import PackedLinear
+from cmibq.ptq import parts
 from cmibq.ptq.quantize import quantize
 from cmibq.recipe import QuantRecipe
 from tests.fixtures import write_llava
@@ -307,7 +308,7 @@ def test_nan_weights_are_named_before_calibration(
     (key,) = [n for n in tensors if n.endswith("layers.1.mlp.down_proj.weight")]
     tensors[key][3, 4] = float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(MODULE, "enter", lambda *a, **k: pytest.fail("calibrated"))
+    monkeypatch.setattr(parts, "enter", lambda *a, **k: pytest.fail("calibrated"))
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj: 1 of 8192 weights are NaN"):
         quantize(recipe(model, items_path, tmp_path / "out", method="awq"), progress=False)
     assert names(tmp_path) == ["model"]
