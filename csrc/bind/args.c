@@ -115,8 +115,8 @@ static int bind_array(const cq_arg *s, PyObject *obj, cq_args *out, size_t at, u
 }
 
 /* A conversion failed. A wrong type is named in terms of the argument; what else the object's own
- * code raised (an interrupt, say) stays. Arrays are named by their type: their text may be long, and
- * NumPy crashes where memory ends while it makes it. Always -1. */
+ * code raised (an interrupt, say) stays. Arrays are named by their type: their text may be long,
+ * and NumPy crashes where memory ends while it makes it. Always -1. */
 static int refuse_number(const cq_arg *s, PyObject *obj, const char *op, const char *expected) {
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
     PyErr_Clear();
