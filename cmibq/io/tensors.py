@@ -79,7 +79,7 @@ def file_size(entries: Entries) -> int:
 
     Example:
         >>> file_size({"a": (torch.float16, (2, 3))})
-        116
+        108
     """
     order = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))
     text, end = _header({name: entries[name] for name in order}, None)
