@@ -28,7 +28,7 @@ from cmibq.recipe import QuantRecipe, format_size, parse_size
 from cmibq.search import LinearGroup
 from cmibq.strips import STRIP
 
-__all__ = ["Choice", "choose", "fit", "packed_size"]
+__all__ = ["Choice", "check_budget", "choose", "fit", "packed_size"]
 
 BITS: Final = MENUS["package"].bits
 _MOST_UNITS = 200_000
@@ -133,7 +133,8 @@ def _best_uniform(layers: _Layers, max_bytes: int) -> tuple[int, int]:
             return bits, size
     raise ConfigError(
         f"max_bytes is {max_bytes} ({format_size(max_bytes)}); {BITS[0]} bits everywhere take"
-        f" {size} ({format_size(size)}): allow that much, or add parts to scope"
+        f" {size} ({format_size(size)}): allow that much, add parts to scope, or set embed_bit and"
+        " head_bit"
     )
 
 
@@ -239,6 +240,17 @@ def fit(
         notes[name] = {"bytes": size, **asdict(found), **_told(specs, loaded.model)}
     chosen = min(candidates, key=lambda name: (notes[name]["kl"], name))
     return Choice(candidates[chosen][0], notes | {"chosen": chosen})
+
+
+def check_budget(recipe: QuantRecipe, loaded: LoadedModel) -> None:
+    """Refuse ``max_bytes`` that not even the smallest width meets, before anything is searched.
+
+    Raises:
+        ConfigError: as `fit`.
+    """
+    specs = specs_of(recipe, loaded, loaded.adapter.targets(loaded.model, recipe.scope))
+    layers = _Layers(loaded.model, specs, table_specs(recipe, loaded))
+    _best_uniform(layers, parse_size("max_bytes", recipe.max_bytes))
 
 
 def choose(

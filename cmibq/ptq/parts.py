@@ -10,7 +10,7 @@ from typing import Any
 from cmibq.data import Encoded
 from cmibq.io import load_scales
 from cmibq.models import LoadedModel
-from cmibq.ptq.budget import choose
+from cmibq.ptq.budget import check_budget, choose
 from cmibq.ptq.capture import Place
 from cmibq.ptq.finish import specs_of
 from cmibq.ptq.job import Job
@@ -101,11 +101,15 @@ def quantise_(
 
     Returns:
         (what was found per block, notes on the choice of bits).
+
+    Raises:
+        ConfigError: no choice of bits meets ``max_bytes``.
     """
     change = job.output is not None
     run = functools.partial(_run_, job, loaded, samples, known=_known(job, loaded), place=place)
     if not (job.recipe.max_bytes and change):
         return run(change=change, tick=tick, begin=begin), {}
+    check_budget(job.recipe, loaded)
     found = run(change=False, tick=tick, begin=begin)
     own = _choice(job, loaded, samples, tables, found) if place.team.leads else {}
     made = place.team.first(own)

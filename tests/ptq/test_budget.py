@@ -227,3 +227,20 @@ def test_an_interrupted_run_keeps_its_choice(
         result = quantize(asked, progress=False)
     assert result.budget is not None
     assert (tmp_path / "out" / "cmibq.safetensors").stat().st_size <= 190_000
+
+
+def test_too_few_bytes_are_refused_before_the_search(
+    llava_dir: Path, items_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_run_", lambda *_, **__: pytest.fail("searched"))
+    asked = QuantRecipe(
+        model_args=f"pretrained={llava_dir}",
+        data_path=str(items_path),
+        output_path=str(tmp_path / "out"),
+        run_process=True,
+        n_samples=4,
+        w_group=32,
+        max_bytes="10KB",
+    )
+    with pytest.raises(ConfigError, match=r"max_bytes is 10000 .* or set embed_bit and head_bit"):
+        quantize(asked, progress=False)
