@@ -6,6 +6,7 @@ the samples, so that results are those of one process bit for bit. Only the firs
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -148,4 +149,13 @@ def join() -> Team:
         seconds = _number(_TIMEOUT) if _TIMEOUT in os.environ else _TIMEOUT_SECONDS
         with _told():
             distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        atexit.register(_leave)
     return team
+
+
+def _leave() -> None:
+    """End gloo's threads while Python still runs: later they abort the process now and then."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
