@@ -22,7 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["CAP", "LARGE", "clear", "empty", "held", "page_out", "pages", "scratch", "trim"]
+__all__ = [
+    "CAP",
+    "LARGE",
+    "clear",
+    "drop",
+    "empty",
+    "held",
+    "mapped_files",
+    "page_out",
+    "pages",
+    "scratch",
+    "trim",
+]
 
 LARGE = 4 << 20
 """Bytes from which an array is worth its own pages: two huge pages."""
@@ -30,6 +42,7 @@ CAP = 512 << 20
 """Most bytes that wait for their next use."""
 HUGE_PAGE = 2 << 20
 _PAGE_OUT = 21  # MADV_PAGEOUT: never loses what was written, unlike MADV_DONTNEED
+_DROP = 4  # MADV_DONTNEED
 
 
 _Block = tuple[mmap.mmap, int]
@@ -219,11 +232,31 @@ def page_out(start: int, size: int) -> None:
     Example:
         >>> page_out(0, 0)
     """
+    _advise(start, size, _PAGE_OUT)
+
+
+def drop(start: int, size: int) -> None:
+    """Take memory that is mapped from a file, and was never written to, out of the process at once.
+
+    The next use reads it from the file again. What was written is lost: see `page_out`.
+
+    Args:
+        start: address.
+        size: bytes; whole pages of them are dropped. Nothing happens on systems other than Linux.
+
+    Example:
+        >>> drop(0, 0)
+    """
+    _advise(start, size, _DROP)
+
+
+def _advise(start: int, size: int, advice: int) -> None:
+    """Tell the system something about the whole pages of a piece of memory."""
     page = mmap.PAGESIZE
     first, last = -(-start // page) * page, (start + size) // page * page
     if sys.platform == "linux" and last > first:
         where, length = ctypes.c_void_p(first), ctypes.c_size_t(last - first)
-        ctypes.CDLL(None).madvise(where, length, _PAGE_OUT)
+        ctypes.CDLL(None).madvise(where, length, advice)
 
 
 def held() -> int:
@@ -246,7 +279,7 @@ def trim() -> None:
     Example:
         >>> trim()
     """
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from cmibq import memory
 
 __all__ = ["PeakMemory", "disk_bytes", "peak_memory", "weight_bytes"]
 
@@ -45,8 +46,7 @@ class PeakMemory:
 def _reset_peak() -> bool:
     """Give memory that is free back to the system and start the peak counter afresh."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

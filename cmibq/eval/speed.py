@@ -128,7 +128,7 @@ def other_dtypes(
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for dtype in _COMPARED:
         size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        if dtype != own and size <= memory // 2:
+        if prompts and dtype != own and size <= memory // 2:
             model.to(dtype)
             few = min(prompts, _FEW)
             speed = generation_speed(loaded, questions, prompts=few, tokens=tokens)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -72,15 +69,4 @@ def _give_back(spans: Sequence[tuple[int, int]], mapped: Sequence[tuple[int, int
     """Let the system take the pages of what is mapped; they are read again if somebody looks."""
     for start, size in spans:
         if any(a <= start and start + size <= b for a, b in mapped):
-            _advise(start, size)
-
-
-def _advise(start: int, size: int) -> None:
-    """Give back whole pages."""
-    page = mmap.PAGESIZE
-    first, last = -(-start // page) * page, (start + size) // page * page
-    if last > first:
-        with contextlib.suppress(OSError, AttributeError):
-            advise = ctypes.CDLL(None).madvise
-            advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-            advise(first, last - first, mmap.MADV_DONTNEED)
+            memory.drop(start, size)

@@ -7,6 +7,8 @@ that none loses digits in bfloat16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,9 +45,14 @@ def reference_token(x: Tensor, s: Tensor, bits: int, half: bool) -> Tensor:
     return made.to(torch.bfloat16) if half else made
 
 
-def _result(x: Tensor, parts: int, half: bool, out: Tensor | None) -> Tensor:
-    shape = (x.shape[0], parts * x.shape[1])
-    return empty(shape, torch.bfloat16 if half else torch.float32) if out is None else out
+def _run(kernel: Any, x: Tensor, s: Tensor, how: Any, parts: int, half: bool, out: Any) -> Tensor:
+    """Let a kernel write its result, `parts` times as wide as x, in one of two dtypes."""
+    shape, dtype = (x.shape[0], parts * x.shape[1]), torch.bfloat16 if half else torch.float32
+    made: Tensor = empty(shape, dtype) if out is None else out
+    wide, narrow = (None, view(made)) if half else (view(made), None)
+    work = np.empty(kernels().scaleerror_workspace(*x.shape) if half else 0, np.float32)
+    kernel(view(x), view(s), *how, wide, narrow, work)
+    return made
 
 
 def _weight_cpu(
@@ -54,21 +61,14 @@ def _weight_cpu(
 ) -> Tensor:  # fmt: skip
     if not kernel_ready(w, s):
         return put(reference(w, s, bits, group, mode, act, half), out)
-    made, k = _result(w, 1 + act, half, out), kernels()
-    wide, narrow = (None, view(made)) if half else (view(made), None)
-    work = np.empty(k.scaleerror_workspace(*w.shape) if half else 0, np.float32)
-    k.scaleerror_weight(view(w), view(s), bits, group, mode, wide, narrow, work)
-    return made
+    how = (bits, group, mode)
+    return _run(kernels().scaleerror_weight, w, s, how, 1 + act, half, out)
 
 
 def _token_cpu(x: Tensor, s: Tensor, bits: int, half: bool, out: Tensor | None = None) -> Tensor:
     if not kernel_ready(x, s):
         return put(reference_token(x, s, bits, half), out)
-    made, k = _result(x, 2, half, out), kernels()
-    wide, narrow = (None, view(made)) if half else (view(made), None)
-    work = np.empty(k.scaleerror_workspace(*x.shape) if half else 0, np.float32)
-    k.scaleerror_token(view(x), view(s), bits, wide, narrow, work)
-    return made
+    return _run(kernels().scaleerror_token, x, s, (bits,), 2, half, out)
 
 
 def _fake(x: Tensor, parts: int, half: bool) -> Tensor:

@@ -164,13 +164,8 @@ class Probe:
         block, some = copy.deepcopy(old), [replace(s) for s in streams]
         self.loaded.model.set_submodule(name, block)
         at, journal = At(0, 0, name, block), _NoJournal(Path("unused"), "plan")
-        rest: tuple[Any, ...] = (
-            some,
-            journal,
-            {0: {}},
-            None,
-            [s.hidden for s in streams],
-        )  # as good as outputs
+        goals = [s.hidden for s in streams]  # as good as outputs
+        rest: tuple[Any, ...] = (some, journal, {0: {}}, None, goals)
 
         def finish() -> None:
             with float32_block(block):

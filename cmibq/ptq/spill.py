@@ -9,7 +9,6 @@ hard limit (`Room.limit`) a thread gives them back before that.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import mmap
 import os
@@ -145,8 +144,7 @@ class Room:
     def release(self) -> None:
         """Give free memory and mapped pages back to the system; values stay, in files."""
         memory.clear()
-        with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-            ctypes.CDLL(None).malloc_trim(0)
+        memory.trim()
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapping in list(self._maps):
                 mapping.madvise(mmap.MADV_DONTNEED)

@@ -38,19 +38,9 @@ CQ_INLINE void put(float *p, size_t left, vec v) {
 
 #include "kernels/attend/rows.h"
 
-void cq_attend_scores_avx512(const cq_attend_head *h) {
-    if (h->bf16)
-        all_scores(h, 1);
-    else
-        all_scores(h, 0);
-}
+void cq_attend_scores_avx512(const cq_attend_head *h) { attend_scores(h); }
 
-void cq_attend_values_avx512(const cq_attend_head *h) {
-    if (h->bf16)
-        all_values(h, 1);
-    else
-        all_values(h, 0);
-}
+void cq_attend_values_avx512(const cq_attend_head *h) { attend_values(h); }
 
 #include "core/isa_end.h"
 #endif

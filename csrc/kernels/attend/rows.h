@@ -88,3 +88,17 @@ CQ_INLINE void all_values(const cq_attend_head *h, const int bf16) {
     for (; i + 4 <= h->m; i += 4) across(h, i, 4, WIDE, bf16);
     for (; i < h->m; i++) across(h, i, 1, 8, bf16);
 }
+
+CQ_INLINE void attend_scores(const cq_attend_head *h) {
+    if (h->bf16)
+        all_scores(h, 1);
+    else
+        all_scores(h, 0);
+}
+
+CQ_INLINE void attend_values(const cq_attend_head *h) {
+    if (h->bf16)
+        all_values(h, 1);
+    else
+        all_values(h, 0);
+}
