@@ -3,8 +3,9 @@
     python -m benchmarks.plan KIND [--work DIR] [--only RUN ...] [--json FILE] [--docs]
 
 Every plan and every run is a process of its own. ``demo`` takes recipes of the demo, ``1b`` a LLaVA
-of TinyLlama's shape with random weights, ``7b-blocks`` one of Llama 2 7B's with 2 blocks of 32;
-both are written to DIR and removed afterwards. ``docs/howto/long-jobs.md`` has the figures.
+of TinyLlama's shape with random weights, ``7b`` one of Llama 2 7B's (18 GB of disk), ``7b-blocks``
+2 of its 32 blocks; they are written to DIR and removed afterwards. ``docs/howto/long-jobs.md`` has
+the figures.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _record(page: Path, line: str) -> None:
 def main() -> None:
     """Compare all runs of a kind and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=("demo", "1b", "1b-blocks", "7b-blocks"))
+    parser.add_argument("kind", choices=("demo", "1b", "1b-blocks", "7b", "7b-blocks"))
     parser.add_argument("--work", type=Path, default=Path(".work/plan"))
     parser.add_argument("--only", nargs="*", default=(), help="names of runs")
     parser.add_argument("--json", type=Path, help="write everything that was found")
