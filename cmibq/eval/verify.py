@@ -95,8 +95,8 @@ class Verification:
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(p || q) of rows of log-likelihoods; NaN counts as infinitely far."""
-    terms = torch.where(p.exp() > 0, p.exp() * (p - q), torch.zeros(()))
+    """Return KL(p || q) of rows of log-likelihoods; NaN in either counts as infinitely far."""
+    terms = torch.where(p.exp() == 0, torch.zeros(()), p.exp() * (p - q))
     return terms.sum(-1).nan_to_num(nan=math.inf).clamp_min(0)
 
 

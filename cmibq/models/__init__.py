@@ -7,6 +7,7 @@ from cmibq.models.base import MODELS, Adapter, GroupRow, adapter_of
 from cmibq.models.checks import (
     call_of,
     check_groups,
+    check_others,
     check_weights,
     fitting_group,
     float32_block,
@@ -29,6 +30,7 @@ __all__ = [
     "adapter_of",
     "call_of",
     "check_groups",
+    "check_others",
     "check_weights",
     "fitting_group",
     "float32_block",

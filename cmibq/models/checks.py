@@ -20,6 +20,7 @@ from cmibq.search import LinearGroup, apply_scales_
 __all__ = [
     "call_of",
     "check_groups",
+    "check_others",
     "check_weights",
     "fitting_group",
     "float32_block",
@@ -80,14 +81,37 @@ def check_weights(model: nn.Module, names: Iterable[str]) -> None:
         ModelError: a weight has NaN or infinity; names the layer.
     """
     for name in names:
-        weight = model.get_parameter(f"{name}.weight")
-        ends = torch.aminmax(weight)
-        if not (torch.isfinite(ends.min) and torch.isfinite(ends.max)):
-            bad = int((~torch.isfinite(weight)).sum())
-            raise ModelError(
-                f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; check the"
-                " checkpoint"
-            )
+        _refuse_infinite(name, model.get_parameter(f"{name}.weight"))
+
+
+@torch.no_grad()
+def check_others(model: nn.Module, names: Iterable[str]) -> None:
+    """Check that all other parameters are finite: norms, embeddings, head, parts out of scope.
+
+    Nothing else looks at them: NaN there is in the float model's answers too, so that comparing
+    with these finds no difference. Pages of a mapped file are given back.
+
+    Args:
+        model: the model.
+        names: linear layers that `check_weights` has seen.
+
+    Raises:
+        ModelError: a parameter has NaN or infinity; names it.
+    """
+    seen = {f"{name}.weight" for name in names}
+    for name, values in model.named_parameters():
+        if name not in seen and values.is_floating_point() and values.numel():
+            _refuse_infinite(name, values)
+            page_out(values.data_ptr(), values.nbytes)
+
+
+def _refuse_infinite(name: str, values: Tensor) -> None:
+    ends = torch.aminmax(values)
+    if not (torch.isfinite(ends.min) and torch.isfinite(ends.max)):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ModelError(
+            f"{name}: {bad} of {values.numel()} weights are NaN or infinite; check the checkpoint"
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import best_layout, is_package, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
-from cmibq.models import LoadedModel, check_weights, load, save_float
+from cmibq.models import LoadedModel, check_others, check_weights, load, save_float
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.capture import Place
 from cmibq.ptq.fit import encoded
@@ -157,7 +157,9 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     samples = encoded(recipe, job.samples, job.model_path)
     loaded = load(job.model_path, model=recipe.model)
     adapter = loaded.adapter
-    check_weights(loaded.model, adapter.targets(loaded.model, recipe.scope))
+    targets = adapter.targets(loaded.model, recipe.scope)
+    check_weights(loaded.model, targets)
+    check_others(loaded.model, targets)
     table_specs(recipe, loaded)  # refuses before the search
     held = hold_out(job, loaded, samples) if team.leads else None
     published = recipe.variant == "reference"

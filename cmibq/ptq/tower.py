@@ -16,7 +16,14 @@ import torch
 from cmibq.data import Encoded
 from cmibq.errors import ConfigError, DataError
 from cmibq.io import ScaleEntry
-from cmibq.models import LoadedModel, check_groups, check_weights, float32_block, verify_groups
+from cmibq.models import (
+    LoadedModel,
+    check_groups,
+    check_others,
+    check_weights,
+    float32_block,
+    verify_groups,
+)
 from cmibq.ptq.capture import PLACE, Place
 from cmibq.ptq.journal import BlockFound, Journal
 from cmibq.ptq.run import process_, round_, to_entries
@@ -157,6 +164,7 @@ def quantize_(
     adapter, model = loaded.adapter, loaded.model
     verify_groups(adapter, model)
     check_weights(model, adapter.targets(model, recipe.scope))
+    check_others(model, adapter.targets(model, recipe.scope))
     if "lm" in parse_scope(recipe.scope):
         names = adapter.targets(model)
         widths = {n: model.get_parameter(f"{n}.weight").shape[1] for n in names}

@@ -91,3 +91,11 @@ def test_random_text_needs_no_data(llava_dir: Path) -> None:
     assert found.captions == ()
     with pytest.raises(DataError, match="give samples with answers"):
         ask(loaded, [])
+
+
+def test_nan_in_either_model_is_never_agreement() -> None:
+    good, bad = said([0.5, 0.5]), Answers(torch.tensor([[math.nan, math.nan]]))
+    for before, after in ((bad, good), (good, bad), (bad, bad)):
+        found = compare(before, after, bits=4, samples=1, held_out=True)
+        assert not found.ok
+        assert "NaN" in found.reasons[0]

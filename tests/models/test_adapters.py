@@ -7,7 +7,7 @@ import torch
 
 from cmibq.data import batches, encode, read_items
 from cmibq.errors import ModelError
-from cmibq.models import MODELS, adapter_of, check_groups, check_weights
+from cmibq.models import MODELS, adapter_of, check_groups, check_others, check_weights
 from cmibq.search import apply_scales_
 from tests.fixtures import SHAPES, make_model, make_processor
 
@@ -111,6 +111,11 @@ def test_weights_that_cannot_be_quantised_are_named() -> None:
         bad.data[3, 4] = value
         with pytest.raises(ModelError, match=rf"{targets[-1]}: 1 of 8192 weights are NaN or inf"):
             check_weights(model, targets)
+        check_others(model, targets)
+    norm = next(n for n, p in model.named_parameters() if p.ndim == 1)
+    model.get_parameter(norm).data[0] = float("nan")
+    with pytest.raises(ModelError, match=rf"{norm}: 1 of \d+ weights are NaN or inf"):
+        check_others(model, targets)
 
 
 def test_a_block_of_another_make_is_refused() -> None:
