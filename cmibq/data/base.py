@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from cmibq.errors import DataError
 from cmibq.recipe import QuantRecipe
 from cmibq.registry import Registry
@@ -26,6 +28,7 @@ __all__ = [
     "Message",
     "check_images",
     "open_image",
+    "to_rgb",
 ]
 
 IMAGE = "<image>"
@@ -83,7 +86,8 @@ def open_image(path: Path, where: str = "") -> Iterator[Image]:
         where: the item that names it, for messages.
 
     Raises:
-        DataError: the file is missing, truncated, too large or no image.
+        DataError: the file is missing, truncated, too large or no image, or its pixels are numbers
+            without a range.
     """
     from PIL import Image
 
@@ -94,6 +98,11 @@ def open_image(path: Path, where: str = "") -> Iterator[Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.mode in ("I", "F"):
+                    raise DataError(
+                        f"{place}image {str(path)!r} has 32 bits per pixel (mode {image.mode}), and"
+                        " nothing tells which value is white; save it with 8 or 16 bits per channel"
+                    )
                 yield image
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
@@ -101,6 +110,15 @@ def open_image(path: Path, where: str = "") -> Iterator[Image]:
         raise DataError(
             f"{place}image {str(path)!r} cannot be read ({error}); replace it"
         ) from error
+
+
+def to_rgb(image: Image) -> Image:
+    """Return an image with 8 bits for red, green and blue; grey of 16 bits keeps the upper 8."""
+    from PIL import Image as images
+
+    if image.mode.startswith("I;16"):  # Pillow would make white of all above 255
+        return images.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 def check_images(samples: Iterable[CalibSample]) -> None:

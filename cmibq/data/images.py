@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cmibq.data.base import open_image
+from cmibq.data.base import open_image, to_rgb
 from cmibq.errors import DataError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def load_images(pictures: Sequence[Picture], processor: Any) -> list[Pixels]:
     images = []
     for picture in pictures:
         with open_image(picture.path) as image:
-            images.append(image.convert("RGB"))
+            images.append(to_rgb(image))
     names = list(getattr(processor.image_processor, "model_input_names", ()))
     if names == ["pixel_values"] and not getattr(type(processor), "images_kwargs", None):
         return _equal_sizes(pictures, images, processor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmibq.data import CalibSample, Encoded, Message, encode
-from cmibq.data.base import IMAGE
+from cmibq.data.base import IMAGE, to_rgb
 from cmibq.errors import DataError
 from cmibq.eval.generate import generate_answers, prompts
 from cmibq.eval.questions import Questions
@@ -38,7 +38,7 @@ def _pictures(visuals: Any, folder: Path, where: str) -> tuple[Path, ...]:
         if not hasattr(visual, "convert"):
             raise DataError(f"{where}: has a {type(visual).__name__}; only images can be measured")
         path = folder / f"{len(list(folder.iterdir()))}.png"
-        visual.convert("RGB").save(path)
+        to_rgb(visual).save(path)
         found.append(path)
     return tuple(found)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from cmibq.data import (
     read_items,
     read_records,
 )
+from cmibq.data.base import to_rgb
 from cmibq.data.coco import choose
 from cmibq.errors import ConfigError, DataError
 from cmibq.recipe import QuantRecipe
@@ -174,3 +176,17 @@ def test_odd_turns_are_named(tmp_path: Path) -> None:
     half = [{"from": "human", "value": "\ud800"}, TALK[1]]
     with pytest.raises(DataError, match="item 0: turn 0 has half a character"):
         read_items(written(tmp_path, [{"conversations": half}]))
+
+
+def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_pixels_without_a_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    file = written(tmp_path, [{"image": "a.tiff", "conversations": TALK}])
+    with pytest.raises(DataError, match=r"item 0: image .*a\.tiff.* which value is white"):
+        check_images(read_items(file))
