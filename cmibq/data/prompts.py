@@ -101,9 +101,15 @@ class _Renderer:
                 [{"role": r, "content": x.replace(IMAGE, self.image_token)} for r, x in t]
                 for t in talks
             ]
-        made: list[str] = self.templated.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=ask
-        )
+        try:
+            made: list[str] = self.templated.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=ask
+            )
+        except Exception as error:  # a template can raise anything
+            raise DataError(
+                f"the chat template of the processor cannot write it ({error}); check"
+                " chat_template.jinja, or the order of the turns"
+            ) from error
         return made
 
     def finish(self, text: str) -> str:
@@ -225,6 +231,9 @@ def encode(samples: Sequence[CalibSample], processor: Any) -> list[Encoded]:
     places, made = _Places(processor), []
     for sample in samples:
         if sample.messages not in known:
-            known[sample.messages] = _mark_answers(renderer, sample.messages)
+            try:
+                known[sample.messages] = _mark_answers(renderer, sample.messages)
+            except DataError as error:
+                raise DataError(f"{sample.where}: {error}") from error
         made.append(_expand(*known[sample.messages], image_id, places, sample))
     return made

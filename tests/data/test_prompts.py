@@ -180,3 +180,11 @@ def test_texts_from_json(tmp_path: Path) -> None:
     path.write_text('{"text": "red"}\n{"txt": "blue"}\n')
     with pytest.raises(DataError, match="line 2: no text"):
         read_texts(str(path))
+
+
+@pytest.mark.parametrize("template", ["{% for x in %}", "{{ raise_exception('roles must swap') }}"])
+def test_a_template_that_fails_names_the_item(items_path: Path, template: str) -> None:
+    processor = make_processor()
+    processor.chat_template = template
+    with pytest.raises(DataError, match=r"item 0: the chat template .* check chat_template\.jinja"):
+        encode(read_items(items_path)[:1], processor)
