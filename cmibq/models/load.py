@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ __all__ = [
     "target_widths",
 ]
 
+logger = logging.getLogger(__name__)
 
 _PUBLISHED = {
     "internvl2": ("internvl", "internvl_chat"),
@@ -168,9 +171,34 @@ def target_widths(path: str | os.PathLike[str], scope: str = "lm") -> dict[str, 
     return dict(_widths(folder, json.dumps(_config(folder), sort_keys=True), scope))
 
 
+def _check_size(folder: Path) -> None:
+    """Refuse a configuration of a much larger model than the checkpoint has weights for.
+
+    Missing weights are told by name once the rest is loaded, but transformers makes up values for
+    them first: a config.json without sizes stands for a model of 7 billion parameters.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    stored = 0
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # no mapping
+                    stored += math.prod(content.get_slice(name).get_shape())
+    except (SafetensorError, OSError):
+        return  # told by transformers
+    wanted = sum(p.numel() for p in skeleton(folder).parameters())
+    if stored and wanted > 2 * stored:
+        raise ModelError(
+            f"{folder}: config.json describes a model of {wanted} parameters and the checkpoint has"
+            f" {stored}; it is incomplete or belongs to another model"
+        )
+
+
 def _weights(folder: Path) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
+    _check_size(folder)
     with quiet():
         try:
             model, found = AutoModelForImageTextToText.from_pretrained(
@@ -190,8 +218,24 @@ def _weights(folder: Path) -> nn.Module:
                 f"{folder}: {len(found[kind])} {kind.replace('_', ' ')} in the checkpoint ({some});"
                 " it is incomplete or belongs to another model"
             )
+    if unused := sorted(map(str, found.get("unexpected_keys") or ())):
+        logger.warning(
+            "%s: %d weights of the checkpoint have no place in the model that config.json describes"
+            " (%s) and are left out; check that both belong together",
+            *(folder, len(unused), ", ".join(unused[:3])),
+        )
     made: nn.Module = model.eval()
     return made
+
+
+def _check_image_token(adapter: Adapter, model: nn.Module, processor: Any, folder: Path) -> None:
+    """Refuse a processor that marks images by another token than the model looks for."""
+    wanted, written = adapter.image_token_id(model), getattr(processor, "image_token_id", None)
+    if written is not None and wanted not in (-1, written):
+        raise ModelError(
+            f"{folder}: the processor writes token {written} for images and config.json says"
+            f" image_token_id {wanted}; check that their files belong together"
+        )
 
 
 def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
@@ -203,7 +247,8 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
 
     Raises:
         ModelError: the folder is missing, of an unsupported family, incomplete or already
-            quantised, or its groups cannot be scaled; names what and lists what is supported.
+            quantised, its processor is another model's, or its groups cannot be scaled; names what
+            and lists what is supported.
     """
     folder = Path(path).expanduser()
     adapter = read_family(folder, model=model)
@@ -212,6 +257,7 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
             f"{folder} is already quantised; pass the float model (a package is opened by eval)"
         )
     processor, network = load_processor(folder), _weights(folder)
+    _check_image_token(adapter, network, processor, folder)
     verify_groups(adapter, network)
     return LoadedModel(network, processor, adapter, folder)
 

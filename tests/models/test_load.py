@@ -158,3 +158,28 @@ def test_published_names_of_families(tmp_path: Path, model: str) -> None:
     assert read_family(tmp_path, model=model).family == "internvl"
     with pytest.raises(ModelError, match=r"model is 'qwen2_vl' but .* holds a 'internvl'"):
         read_family(tmp_path, model="qwen2_vl")
+
+
+def test_configuration_of_a_larger_model_is_refused_before_memory_is_taken(
+    tmp_path: Path, llava_dir: Path
+) -> None:
+    folder = shutil.copytree(llava_dir, tmp_path / "m")
+    (folder / "config.json").write_text('{"model_type": "llava"}')  # stands for 7B
+    with pytest.raises(ModelError, match=r"a model of \d{10} parameters and the checkpoint has"):
+        load(folder)
+
+
+def test_weights_without_a_place_are_told(
+    tmp_path: Path, llava_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((llava_dir / "config.json").read_text())
+    fewer = config["text_config"] | {"num_hidden_layers": 1}
+    load(changed(llava_dir, tmp_path / "m", text_config=fewer))
+    assert "9 weights of the checkpoint have no place" in caplog.text
+    assert "layers.1" in caplog.text
+
+
+def test_processor_of_another_model_is_refused(tmp_path: Path, llava_dir: Path) -> None:
+    other = changed(llava_dir, tmp_path / "m", image_token_id=5, image_token_index=5)
+    with pytest.raises(ModelError, match=r"token 3 for images and config.json says.* 5"):
+        load(other)
