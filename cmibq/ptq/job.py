@@ -117,7 +117,10 @@ def _is_result(folder: Path) -> bool:
 
 def _check_folder(job: Job, folder: Path) -> None:
     """Refuse a folder that is in use: only results of other runs can be replaced, when told to."""
-    inputs = {"model_args": str(job.model_path), "data_path": job.recipe.data_path}
+    recipe = job.recipe
+    inputs = {"model_args": str(job.model_path)}
+    inputs |= {n: getattr(recipe, n) for n in ("data_path", "image_folder", "text_data_path")}
+    inputs |= {} if recipe.run_process else {"scale_path": recipe.scale_path}
     for name, path in inputs.items():
         if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
@@ -145,6 +148,13 @@ def _check_outputs(job: Job) -> None:
             " folder for the quantised model, or leave them out"
         )
     writes_scales = job.scales is not None and job.recipe.run_process
+    if writes_scales and job.output is not None and job.scales is not None:
+        scales, output = job.scales.resolve(), job.output.resolve()
+        if scales.is_relative_to(output) or output.is_relative_to(scales):
+            raise ConfigError(
+                f"scale_path {str(job.scales)!r} is in output_path {str(job.output)!r}, a folder"
+                " that appears whole; put the scales beside it"
+            )
     if job.scales is not None and writes_scales and not job.scales_are_made:
         if job.scales.exists() and not job.recipe.overwrite:
             load_scales(job.scales, fingerprint=job.fingerprint)

@@ -64,3 +64,21 @@ def test_an_equal_run_that_was_faster_is_as_good(
     assert quantize(asked, progress=False).output_path == tmp_path / "out"
     assert load_package(tmp_path / "out").manifest.recipe["method"] == "rtn"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("place", ["out/scales.pt", "out.pt"])
+def test_scales_in_the_folder_of_the_model_are_told_first(
+    tmp_path: Path, llava_dir: Path, items_path: Path, place: str
+) -> None:
+    asked = recipe(
+        llava_dir,
+        tmp_path / place.split("/")[0],
+        method="awq",
+        run_process=True,
+        data_path=str(items_path),
+        n_samples=2,
+        scale_path=str(tmp_path / place),
+    )
+    with pytest.raises(ConfigError, match="put the scales beside it"):
+        check(asked)
+    assert list(tmp_path.iterdir()) == []
