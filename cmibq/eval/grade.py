@@ -14,7 +14,7 @@ from cmibq.eval.vqa import exact_match, leave_one_out, vqa_accuracy
 from cmibq.models import LoadedModel
 from cmibq.recipe import EvalConfig
 
-__all__ = ["graded", "official_accuracy", "right_answers"]
+__all__ = ["check_answers", "graded", "official_accuracy", "right_answers"]
 
 _METRICS = {"exact_match": exact_match, "vqa": vqa_accuracy}
 
@@ -34,6 +34,20 @@ def right_answers(item: CalibSample) -> list[str]:
     return [str(a) for a in found]
 
 
+def check_answers(questions: Questions, cfg: EvalConfig) -> None:
+    """Check, before a question is asked, that its answers are enough for the metric.
+
+    Raises:
+        DataError: vqa is asked for and an item has fewer than three answers; names it.
+    """
+    for encoded in questions.samples if cfg.metric == "vqa" else ():
+        if (count := len(right_answers(encoded.sample))) < 3:
+            raise DataError(
+                f"{encoded.sample.where}: {count} answers, and vqa counts how many of at"
+                " least 3 people agree; add the key answers, or set metric to exact_match"
+            )
+
+
 def graded(
     loaded: LoadedModel,
     questions: Questions,
@@ -50,17 +64,8 @@ def graded(
         samples: what `cmibq.eval.score.score` returned for them, in the same order.
         cfg: metric, batch size, longest answer.
         progress: whether to show a progress bar.
-
-    Raises:
-        DataError: vqa is asked for and an item has fewer than three answers; names it.
     """
     right = [right_answers(e.sample) for e in questions.samples]
-    for encoded, answers in zip(questions.samples, right, strict=True):
-        if cfg.metric == "vqa" and len(answers) < 3:
-            raise DataError(
-                f"{encoded.sample.where}: {len(answers)} answers, and vqa counts how many of at"
-                " least 3 people agree; add the key answers, or set metric to exact_match"
-            )
     made = generate_answers(
         loaded,
         [prompt(e) for e in questions.samples],

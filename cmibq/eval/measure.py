@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from cmibq import __version__
+from cmibq.data import context_length
 from cmibq.errors import ConfigError, DataError
 from cmibq.eval.compare import Comparison
 from cmibq.eval.footprint import disk_bytes, peak_memory, weight_bytes
-from cmibq.eval.grade import graded, official_accuracy
+from cmibq.eval.grade import check_answers, graded, official_accuracy
 from cmibq.eval.lmms import evaluate_tasks
 from cmibq.eval.loading import open_model
 from cmibq.eval.pseudo import pseudo_quantize_
-from cmibq.eval.questions import data_hash, images_hash, load_items, load_questions
+from cmibq.eval.questions import Questions, data_hash, images_hash, load_items, load_questions
 from cmibq.eval.samples import Sample, read_samples, write_samples
-from cmibq.eval.score import score
+from cmibq.eval.score import score, unique_ids
 from cmibq.eval.speed import generation_speed, other_dtypes
 from cmibq.fileio import check_writable, read_json, sha256_bytes, sha256_file, write_json
 from cmibq.io import Package, check_made_for, check_probe, is_package
@@ -159,6 +160,27 @@ def _of_folder(loaded: LoadedModel, cfg: EvalConfig, stored: Mapping[str, LayerS
     }
 
 
+def _check_questions(questions: Questions, cfg: EvalConfig, folder: Path) -> None:
+    """Refuse, before a question is asked, what could not be graded or compared afterwards."""
+    check_answers(questions, cfg)
+    if cfg.baseline:
+        asked = set(unique_ids(e.sample.id for e in questions.samples))
+        known = {s.id for s in read_samples(_baseline(cfg)[0] / SAMPLES)}
+        if odd := sorted(asked ^ known):
+            raise DataError(
+                f"baseline {cfg.baseline!r} answered other questions (such as {odd[0]!r} in one of"
+                " the two only); measure both on the same data_path and limit"
+            )
+    context = context_length(folder)
+    long = [e for e in questions.samples if context and len(e) > context]
+    if long:
+        logger.warning(
+            "%d of %d questions have more tokens than the %d that the model has positions for (such"
+            " as %s, %d tokens); their answers mean little",
+            *(len(long), len(questions.samples), context, long[0].sample.where, len(long[0])),
+        )
+
+
 def _measure(cfg: EvalConfig, folder: Path, progress: bool) -> tuple[Json, list[Sample]]:
     seconds, start = {}, time.perf_counter()
     with peak_memory() as peak:
@@ -170,6 +192,7 @@ def _measure(cfg: EvalConfig, folder: Path, progress: bool) -> tuple[Json, list[
         check = check_probe(loaded.model, package) if package else None
         seconds["open"] = time.perf_counter() - start
         questions = load_questions(folder, cfg.data_path, cfg.image_folder, cfg.limit)
+        _check_questions(questions, cfg, folder)
         start = time.perf_counter()
         samples = score(loaded, questions, batch_size=cfg.batch_size, progress=progress)
         if cfg.metric != "likelihood":

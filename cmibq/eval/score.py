@@ -15,7 +15,7 @@ from cmibq.eval.questions import Questions
 from cmibq.eval.samples import Sample
 from cmibq.models import LoadedModel
 
-__all__ = ["ImageFeatures", "score"]
+__all__ = ["ImageFeatures", "score", "unique_ids"]
 
 _FEATURE_BUDGET = 256 << 20
 _MAX_TOKENS = 1 << 15
@@ -92,7 +92,7 @@ def _said(item: CalibSample, role: str) -> str:
     return "\n".join(m.text for m in item.messages if m.role == role).replace("<image>", "").strip()
 
 
-def _unique(names: Iterable[str]) -> list[str]:
+def unique_ids(names: Iterable[str]) -> list[str]:
     """Number names that recur, so that answers can be matched by them: a, a#2, a#3."""
     seen: Counter[str] = Counter()
     made = []
@@ -150,7 +150,7 @@ def score(
 
     encoded, features = questions.samples, ImageFeatures(loaded, questions)
     tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
-    names = _unique(s.sample.id for s in encoded)
+    names = unique_ids(s.sample.id for s in encoded)
     answers: list[Sample | None] = [None] * len(encoded)
     bar = tqdm(total=len(encoded), desc="questions", unit="q", disable=not progress, leave=False)
     with bar:

@@ -230,12 +230,30 @@ def test_a_model_with_nan_is_told(items_path: Path, tmp_path: Path) -> None:
 
 
 def test_baseline_on_other_questions(
-    llava_dir: Path, packed: io.Package, items_path: Path, tmp_path: Path
+    llava_dir: Path,
+    packed: io.Package,
+    items_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(config(llava_dir, items_path, tmp_path / "float", limit=3))
+    monkeypatch.delattr("cmibq.eval.measure.score")  # told before a question is asked
     with pytest.raises(DataError, match="other questions"):
         run(config(packed.path, items_path, tmp_path / "w4", baseline=str(tmp_path / "float")))
     assert not (tmp_path / "w4").exists()
+    with pytest.raises(DataError, match="vqa counts how many of at least 3 people agree"):
+        run(config(packed.path, items_path, metric="vqa"))
+
+
+def test_questions_longer_than_the_context_are_told(
+    llava_dir: Path, items_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = json.loads(items_path.read_text())[0]
+    item["conversations"][0]["value"] += " red" * 600
+    item["image"] = str(items_path.parent / item["image"])
+    (tmp_path / "items.json").write_text(json.dumps([item]))
+    run(config(llava_dir, tmp_path / "items.json"))
+    assert "1 of 1 questions have more tokens than the 128" in caplog.text
 
 
 def test_models_that_cannot_be_opened(packed: io.Package, items_path: Path, tmp_path: Path) -> None:
