@@ -124,6 +124,10 @@ def _check(w: F32, scale: F32, zero: U8, damp: float, sweeps: int) -> None:
             f"scale has {len(scale)} and zero {len(zero)} numbers for a weight {list(w.shape)}; "
             "give one per group, row by row"
         )
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ConfigError(
+            "scale has numbers that are not finite and > 0; give those of clip_search"
+        )
     if not damp > 0 or sweeps < 0:
         raise ConfigError(f"damp is {damp} and sweeps {sweeps}; allowed are > 0 and >= 0")
 

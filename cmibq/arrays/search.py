@@ -139,7 +139,7 @@ def search_scales(
         tolerance).
 
     Raises:
-        ConfigError: an option is out of range, masks do not fit or there are no tokens.
+        ConfigError: an option is out of range, arrays or masks do not fit, or there are no tokens.
         ModelError: a mean magnitude or every loss is not finite.
 
     References:
@@ -155,8 +155,7 @@ def search_scales(
         (True, np.int64(3))
     """
     weights = [w] if isinstance(w, np.ndarray) else list(w)
-    if not x.ndim:
-        raise ConfigError("x is one number; give [..., K], the inputs of the layer")
+    _check_operands(x, weights)
     x = x.reshape(-1, x.shape[-1]) if x.size else x[:0]
     if not len(x):
         raise ConfigError("x holds no tokens; give calibration data of this layer")
@@ -177,6 +176,26 @@ def search_scales(
     losses, best, tokens = _judged(judge, x, weights, s, token, effort, 1 + LOSSES[loss], tolerance)
     losses = losses / max(sum(len(one) for one in weights), 1)
     return ScaleSearch(losses, ratios(n_grid, variant)[best], best, s[best], tokens)
+
+
+def _check_operands(x: F32, weights: Sequence[F32]) -> None:
+    """Refuse operands that kernels would, by the names they have here."""
+    if not weights:
+        raise ConfigError("w is empty; give the weight of a layer, or several that share the input")
+    names = ["w"] if len(weights) == 1 else [f"w[{i}]" for i in range(len(weights))]
+    for name, one in zip(["x", *names], [x, *weights], strict=True):
+        if not isinstance(one, np.ndarray) or one.dtype != np.float32:
+            what = one.dtype if isinstance(one, np.ndarray) else type(one).__name__
+            raise ConfigError(f"{name} is {what}; give a float32 array, such as by astype()")
+        if not one.flags.c_contiguous:
+            raise ConfigError(f"{name} is not C-contiguous; give numpy.ascontiguousarray({name})")
+    if not x.ndim:
+        raise ConfigError("x is one number; give [..., K], the inputs of the layer")
+    for name, one in zip(names, weights, strict=True):
+        if one.ndim != 2 or (x.size and one.shape[1] != x.shape[-1]):
+            raise ConfigError(
+                f"{name} is {list(one.shape)} and x {list(x.shape)}; give [N, K] and [..., K]"
+            )
 
 
 def _judged(

@@ -335,3 +335,12 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(kind, match=text):
             call()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_gptq_refuses_steps_that_are_no_steps(rng: np.random.Generator, bad: float) -> None:
+    w = rng.normal(size=(4, 16)).astype(np.float32)
+    scale, zero = np.ones(4, np.float32), np.zeros(4, np.uint8)
+    scale[2] = bad
+    with pytest.raises(ConfigError, match="scale has numbers that are not finite and > 0"):
+        gptq(w, second_moments(w), scale, zero, bits=3)

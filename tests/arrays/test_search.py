@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -181,6 +183,27 @@ def test_best_is_the_first_and_never_nan() -> None:
     for lost in ([float("nan")] * 3, [float("inf"), float("nan")]):
         with pytest.raises(ModelError, match="no candidate has a finite loss"):
             argbest(lost)
+
+
+def test_arrays_that_do_not_fit_are_named_as_they_were_given(rng: np.random.Generator) -> None:
+    (x, w), _, _ = planted(rng, 16, 8, 4)
+    wrong: list[tuple[Any, Any, str]] = [
+        (x.astype(np.float64), w, "x is float64; give a float32 array"),
+        (x, [w, w.astype(np.float16)], r"w\[1\] is float16"),
+        (x.tolist(), w, "x is list"),
+        (np.asfortranarray(x), w, "x is not C-contiguous"),
+        (
+            x,
+            np.repeat(w, 2, 1)[:, ::2],
+            r"w is not C-contiguous; give numpy.ascontiguousarray\(w\)",
+        ),
+        (x, w[0], r"w is \[16\] and x \[4, 16\]"),
+        (x, [w, w[:, :8].copy()], r"w\[1\] is \[8, 8\] and x"),
+        (x, [], "w is empty"),
+    ]
+    for inputs, weights, told in wrong:
+        with pytest.raises(ConfigError, match=told):
+            search_scales(inputs, weights, bits=4, group_size=8)
 
 
 def test_errors_name_the_argument(rng: np.random.Generator) -> None:
