@@ -145,3 +145,24 @@ def test_mbq_makes_up_for_rounding_where_that_costs_much(
 ) -> None:
     recipe = QuantRecipe(**{"run_process": True, "output_path": "out"} | fields)
     assert recipe.compensation == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output_path": Path("out")}, r"output_path is PosixPath\('out'\); it must be text, such"),
+        ({"w_bit": "4"}, "w_bit is '4'; it must be a whole number"),
+        ({"w_group": 64.0}, "w_group is 64.0; it must be a whole number"),
+        ({"n_samples": True}, "n_samples is True; it must be a whole number"),
+        ({"run_process": 1}, "run_process is 1; it must be true or false"),
+        ({"threads": "2"}, "threads is '2'; it must be a whole number or null"),
+        ({"method": None}, "method is None; it must be text"),
+    ],
+)
+def test_values_of_another_type_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantRecipe(**fields)
+
+
+def test_whole_numbers_are_numbers_too() -> None:
+    assert QuantRecipe(alpha=1).alpha == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
@@ -12,13 +10,13 @@ from typing import Any, Final, Generic, TypeVar
 
 from cmibq.cli.output import say
 from cmibq.errors import ConfigError, nearest
+from cmibq.recipe.kinds import allowed_kinds, hints_of, plain_types
 
 __all__ = ["Options", "read_options"]
 
 T = TypeVar("T")
 _OUTPUT: Final = ("output_path",)
 
-_KINDS: Final = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _OWN: Final = {
     "config": "YAML file: a mapping of the keys below, or a list of mappings; flags override it",
     "print_config": "print the resulting YAML and stop",
@@ -86,10 +84,6 @@ def read_options(
     return Options(runs, chosen, done=print_config)
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _build_parser(prog: str, cls: type[Any], about: str, switches: Mapping[str, str]) -> Any:
     from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -100,7 +94,7 @@ def _build_parser(prog: str, cls: type[Any], about: str, switches: Mapping[str, 
         else:
             parser.add_argument(f"--{name}", action="store_true", default=False, help=text)
     group = parser.add_argument_group("keys of the YAML file" if "config" in switches else "flags")
-    hints = _hints(cls)
+    hints = hints_of(cls)
     for item in fields(cls):
         settings: dict[str, Any] = {"default": _default(item), "help": item.metadata.get("help")}
         if hints[item.name] is bool:
@@ -117,26 +111,14 @@ def _default(item: Field[Any]) -> Any:
     return item.default
 
 
-def _plain(hint: Any) -> tuple[type, ...]:
-    """Return the plain types that a hint such as ``int | None`` allows."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return tuple(part for part in typing.get_args(hint) if part is not type(None))
-    return (hint,)
-
-
 def _metavar(hint: Any) -> str:
-    return {int: "N", float: "X", str: "TEXT"}.get(_plain(hint)[0], "VALUE")
-
-
-def _allowed(hint: Any) -> str:
-    kinds = [_KINDS.get(part, str(part)) for part in _plain(hint)]
-    return " or ".join([*kinds, "null"] if _plain(hint) != (hint,) else kinds)
+    return {int: "N", float: "X", str: "TEXT"}.get(plain_types(hint)[0], "VALUE")
 
 
 def _read_flags(
     parser: Any, cls: type[Any], words: Sequence[str], extra: Mapping[str, str]
 ) -> dict[str, Any]:
-    hints = _hints(cls)
+    hints = hints_of(cls)
     known = [*extra, *hints]
     switches = {f"no_{name}" for name, hint in hints.items() if hint is bool}
     for word in words:
@@ -163,12 +145,12 @@ def _name_flag(message: str, hints: Mapping[str, Any]) -> str:
     for name, hint in hints.items():
         if f'"{name}"' in message and "value: " in message:
             value = message.rpartition("value: ")[2].split("\n")[0].strip()
-            return f"--{name} is {value!r}; it must be {_allowed(hint)}"
+            return f"--{name} is {value!r}; it must be {allowed_kinds(hint)}"
         if f"argument --{name}:" in message and "expected one argument" in message:
-            return f"--{name} needs a value: {_allowed(hint)}"
+            return f"--{name} needs a value: {allowed_kinds(hint)}"
         if f"argument --{name}/--no_{name}:" in message:
             value = message.rpartition("value: ")[2]
-            return f"--{name} is {value}; it must be {_allowed(hint)}, or stand alone"
+            return f"--{name} is {value}; it must be {allowed_kinds(hint)}, or stand alone"
     return message
 
 
@@ -190,12 +172,12 @@ def _read_file(
 def _check_keys(parser: Any, cls: type[Any], run: Mapping[Any, Any], place: str) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
-    hints, checked = _hints(cls), dict[str, Any]()
+    hints, checked = hints_of(cls), dict[str, Any]()
     for key, value in run.items():
         if key not in hints:
             raise ConfigError(f"{place}unknown key {key!r}; {nearest(str(key), hints)}")
-        fault = f"{place}{key} is {value!r}; it must be {_allowed(hints[key])}"
-        if value is None and _plain(hints[key]) == (hints[key],):
+        fault = f"{place}{key} is {value!r}; it must be {allowed_kinds(hints[key])}"
+        if value is None and plain_types(hints[key]) == (hints[key],):
             raise ConfigError(fault)
         try:
             checked[key] = parser.parse_object({key: value}, defaults=False)[key]

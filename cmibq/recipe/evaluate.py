@@ -14,6 +14,7 @@ from cmibq.recipe.base import (
     parse_scope,
     require,
 )
+from cmibq.recipe.kinds import check_kinds
 
 __all__ = ["METRICS", "EvalConfig"]
 
@@ -64,6 +65,7 @@ class EvalConfig(Weights):
     speed_tokens: int = opt(32, "tokens generated per question in the speed measurement")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         self.check_bits(self.w_bit, self.w_group, self.a_bit)
         choice("variant", self.variant, VARIANTS)
         parse_scope(self.scope)

@@ -14,6 +14,7 @@ from cmibq.recipe.base import (
     parse_scope,
     require,
 )
+from cmibq.recipe.kinds import check_kinds
 from cmibq.recipe.sizes import parse_size
 
 __all__ = ["QuantRecipe"]
@@ -98,6 +99,7 @@ class QuantRecipe(Weights):
     overwrite: bool = opt(False, "replace results of another recipe at output_path or scale_path")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         self.check_bits(self.w_bit, self.w_group, self.a_bit)
         require(self.w_bit < 16, "w_bit is 16: nothing to quantise; set w_bit to 2..8")
         require(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmibq.recipe.base import MOST_THREADS, at_least, choice, opt, require
+from cmibq.recipe.kinds import check_kinds
 
 __all__ = ["ExportConfig", "VerifyConfig"]
 
@@ -32,6 +33,7 @@ class VerifyConfig:
     threads: int | None = opt(None, "threads; null takes those of the process")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         require(bool(self.path), "name a folder: cmibq verify DIR")
         at_least("n_samples", self.n_samples, 1)
         at_least("threads", self.threads, 1, MOST_THREADS)
@@ -64,6 +66,7 @@ class ExportConfig:
     overwrite: bool = opt(False, "replace what is at output_path")
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         require(bool(self.path), "name a package: cmibq export DIR --output_path FOLDER")
         require(bool(self.output_path), "output_path is empty; name the folder to make")
         choice("format", self.format, ("gguf", "compressed-tensors", "cmibq"))
