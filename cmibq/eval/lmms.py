@@ -11,7 +11,7 @@ from typing import Any
 from cmibq.errors import ConfigError, StorageError, nearest
 from cmibq.eval.footprint import disk_bytes, peak_memory
 from cmibq.eval.loading import open_model
-from cmibq.eval.pseudo import pseudo_quantize_
+from cmibq.eval.pseudo import check_scales, pseudo_quantize_
 from cmibq.eval.requests import answer_requests, likelihood_requests
 from cmibq.fileio import check_writable, write_json
 from cmibq.io.environment import environment
@@ -161,6 +161,8 @@ def evaluate_tasks(cfg: EvalConfig, *, progress: bool = True) -> Json:
     """
     _host()
     folder = parse_model_args(cfg.model_args)
+    if cfg.scale_path and folder.is_dir():
+        check_scales(cfg, folder)
     if cfg.output_path:
         check_writable(Path(cfg.output_path).expanduser() / TASKS)
     with peak_memory() as peak:

@@ -19,13 +19,13 @@ from cmibq.eval.footprint import disk_bytes, peak_memory, weight_bytes
 from cmibq.eval.grade import check_answers, graded, official_accuracy
 from cmibq.eval.lmms import evaluate_tasks
 from cmibq.eval.loading import open_model
-from cmibq.eval.pseudo import pseudo_quantize_
+from cmibq.eval.pseudo import check_scales, pseudo_quantize_
 from cmibq.eval.questions import Questions, data_hash, images_hash, load_items, load_questions
 from cmibq.eval.samples import Sample, read_samples, write_samples
 from cmibq.eval.score import score, unique_ids
 from cmibq.eval.speed import generation_speed, other_dtypes
 from cmibq.fileio import check_writable, read_json, sha256_bytes, sha256_file, write_json
-from cmibq.io import Package, check_made_for, check_probe, is_package
+from cmibq.io import Package, check_probe, is_package
 from cmibq.io.environment import environment
 from cmibq.io.manifest import MANIFEST, LayerSpec
 from cmibq.models import LoadedModel
@@ -51,8 +51,7 @@ def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
     facts["images"] = images_hash(load_items(cfg.data_path, cfg.image_folder, cfg.limit))
     if cfg.scale_path:
         scales = Path(cfg.scale_path).expanduser()
-        names = ("w_bit", "w_group", "a_bit", *(["method"] if cfg.method else []))
-        check_made_for(scales, {name: getattr(cfg, name) for name in names})
+        check_scales(cfg, folder)
         facts["scale_path"] = sha256_file(scales)
     if cfg.baseline:
         facts["baseline"] = _baseline(cfg)[1]

@@ -10,15 +10,31 @@ import torch
 from torch import nn
 
 from cmibq.errors import ModelError
-from cmibq.io import ScaleEntry, load_scales
+from cmibq.io import ScaleEntry, check_made_for, load_scales
 from cmibq.io.manifest import LayerSpec
 from cmibq.models import LoadedModel, fitting_group
 from cmibq.nn import prepare_
 from cmibq.quant import PerGroup, QuantSpec, fake_quantize_weight
-from cmibq.recipe import EvalConfig
+from cmibq.recipe import EvalConfig, weights_hash
 from cmibq.search import LinearGroup, SearchConfig, apply_scales_, weight_spec
 
-__all__ = ["groups_of_entries", "pseudo_quantize_"]
+__all__ = ["check_scales", "groups_of_entries", "pseudo_quantize_"]
+
+
+def check_scales(cfg: EvalConfig, folder: Path) -> None:
+    """Refuse a file of scales that says it was made for other settings or another model.
+
+    Args:
+        cfg: bits, group, method and file of scales.
+        folder: the float model.
+
+    Raises:
+        ConfigError: a setting or the model differs; names it.
+        PackageError: the file of scales is missing or damaged.
+    """
+    names = ("w_bit", "w_group", "a_bit", *(["method"] if cfg.method else []))
+    wanted = {name: getattr(cfg, name) for name in names}
+    check_made_for(Path(cfg.scale_path).expanduser(), wanted, weights_hash(folder))
 
 
 def groups_of_entries(

@@ -146,15 +146,16 @@ def load_scales(path: str | Path, *, fingerprint: str | None = None) -> Scales:
     return scales
 
 
-def check_made_for(path: str | Path, wanted: Mapping[str, Any]) -> None:
+def check_made_for(path: str | Path, wanted: Mapping[str, Any], weights: str = "") -> None:
     """Refuse scales that were made for other settings; files of other programs do not say.
 
     Args:
         path: file of scales.
         wanted: name of a setting in the provenance -> its value now.
+        weights: hash of the weights they are to be applied to; empty = not compared.
 
     Raises:
-        ConfigError: a setting differs; names it.
+        ConfigError: a setting differs, or the model; names it.
         PackageError: the file is missing, damaged, newer or not a file of scales.
     """
     made = load_scales(path).provenance
@@ -164,6 +165,11 @@ def check_made_for(path: str | Path, wanted: Mapping[str, Any]) -> None:
                 f"{path} was made with {name} {made[name]!r}, this run has {value!r}; make both"
                 " equal, or search anew with cmibq quantize --run_process"
             )
+    if weights and made.get("weights", weights) != weights:
+        raise ConfigError(
+            f"{path} was made for {made.get('model_args')!r} with other weights than the model of"
+            " this run; name that model, or search anew with cmibq quantize --run_process"
+        )
 
 
 def _content(entries: Sequence[ScaleEntry]) -> str:

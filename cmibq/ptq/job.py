@@ -16,7 +16,13 @@ from cmibq.io.manifest import FORMAT, MANIFEST
 from cmibq.models import Adapter, check_groups, read_family, target_widths
 from cmibq.ptq.fit import Fit, fit
 from cmibq.ptq.journal import Journal
-from cmibq.recipe import QuantRecipe, fingerprint, parse_model_args, parse_scope
+from cmibq.recipe import (
+    QuantRecipe,
+    fingerprint,
+    parse_model_args,
+    parse_scope,
+    weights_hash,
+)
 from cmibq.search import SEARCHES
 
 __all__ = ["NOTE", "Job", "check", "prepare"]
@@ -218,7 +224,8 @@ def prepare(recipe: QuantRecipe) -> Job:
     journal = Journal(place.absolute().parent / f".{place.name}.work", found)
     job = Job(recipe, found, model_path, adapter, samples, journal, output, scales, fitted)
     if scales is not None and not recipe.run_process:
-        check_made_for(scales, {n: getattr(recipe, n) for n in _SCALED_FOR})
+        wanted = {n: getattr(recipe, n) for n in _SCALED_FOR}
+        check_made_for(scales, wanted, weights_hash(model_path))
     _check_outputs(job)
     return job
 

@@ -33,7 +33,7 @@ from cmibq.ptq.spill import Room
 from cmibq.ptq.tables import pack_tables_, table_specs
 from cmibq.ptq.team import join
 from cmibq.ptq.verify import Held, hold_out, verify_
-from cmibq.recipe import QuantRecipe
+from cmibq.recipe import QuantRecipe, weights_hash
 from cmibq.search import LinearGroup
 
 __all__ = ["QuantizeResult", "quantize"]
@@ -135,7 +135,8 @@ def _write_scales(
 ) -> None:
     if job.scales is None or not job.recipe.run_process or job.scales_are_made:
         return
-    provenance = {"fingerprint": job.fingerprint, **asdict(job.recipe)}
+    weights = weights_hash(job.model_path)
+    provenance = {"fingerprint": job.fingerprint, "weights": weights, **asdict(job.recipe)}
     save_scales(job.scales, to_entries(tables, found), provenance=provenance)
 
 

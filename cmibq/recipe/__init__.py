@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cmibq.recipe.base import MOST_THREADS, SCOPES, parse_model_args, parse_scope
 from cmibq.recipe.evaluate import EvalConfig
-from cmibq.recipe.identity import fingerprint
+from cmibq.recipe.identity import fingerprint, weights_hash
 from cmibq.recipe.quant import QuantRecipe
 from cmibq.recipe.sizes import format_size, parse_size
 
@@ -22,4 +22,5 @@ __all__ = [
     "parse_model_args",
     "parse_scope",
     "parse_size",
+    "weights_hash",
 ]

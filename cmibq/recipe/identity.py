@@ -14,7 +14,7 @@ from cmibq.recipe.base import parse_model_args
 from cmibq.recipe.places import local_path
 from cmibq.recipe.quant import QuantRecipe
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "weights_hash"]
 
 _NO_EFFECT = frozenset(  # on what comes out
     "name model_args data_path image_folder text_data_path scale_path output_path run_process"
@@ -36,6 +36,16 @@ def _content(path: Path) -> Any:
         return None
     stat = path.stat()
     return _digest(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def weights_hash(folder: Path) -> str:
+    """Return a sha256 of the weights of a model folder, wherever it lies and whatever else it has.
+
+    Args:
+        folder: model folder with ``*.safetensors``.
+    """
+    found = {p.name: _content(p) for p in sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(recipe: QuantRecipe, inputs: Mapping[str, str] | None = None) -> str:

@@ -14,7 +14,7 @@ from cmibq import ptq
 from cmibq.data import batches, encode, read_items
 from cmibq.errors import ConfigError, DataError, ModelError
 from cmibq.io import load as load_package
-from cmibq.io import load_scales
+from cmibq.io import load_scales, save_scales
 from cmibq.models import load
 from cmibq.nn import PackedLinear
 from cmibq.ptq import parts
@@ -180,6 +180,9 @@ def test_scales_of_another_model_are_refused(
     other = recipe(
         llava_gqa_dir, None, tmp_path / "x", method="awq", run_process=False, scale_path=scales
     )
+    with pytest.raises(ConfigError, match="with other weights than the model of this run"):
+        quantize(other, progress=False)
+    save_scales(scales, load_scales(scales).entries)  # as files of other programs, which do not say
     with pytest.raises(ModelError, match="belong to no group of this model"):
         quantize(other, progress=False)
     assert names(tmp_path) == ["s.safetensors"]
