@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from cmibq.cli.options import read_options
 from cmibq.cli.quantize import CONFIGS
-from cmibq.cli.runs import perform
-from cmibq.recipe import EvalConfig
+from cmibq.cli.runs import perform, title
+from cmibq.errors import CmibqError
+from cmibq.recipe import EvalConfig, parse_model_args
 
 __all__ = ["evaluate_runs", "run"]
 
@@ -28,8 +30,32 @@ def run(words: Sequence[str]) -> int:
 
 
 def evaluate_runs(runs: Sequence[EvalConfig]) -> None:
-    """Do all measurements, one after the other."""
+    """Check all measurements, then do them one after the other."""
+    for number, config in enumerate(runs, 1):
+        try:
+            _check(config, {_place(one.output_path) for one in runs[: number - 1]})
+        except CmibqError as error:
+            if len(runs) > 1:
+                error.add_note(f"run {number} of {len(runs)} ({title(config)})")
+            raise
     perform(runs, _evaluate)
+
+
+def _place(folder: str) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def _check(config: EvalConfig, made: Collection[Path]) -> None:
+    """Refuse what is not there: model, questions, baseline; `made` are results of runs before."""
+    from cmibq.data.records import find_file
+    from cmibq.eval.measure import check_baseline
+    from cmibq.models import read_family
+
+    read_family(parse_model_args(config.model_args), model=config.model)
+    if not config.tasks:
+        find_file(config.data_path)
+    if config.baseline and _place(config.baseline) not in made:
+        check_baseline(config)
 
 
 def _evaluate(config: EvalConfig, bar: bool) -> tuple[str, bool]:

@@ -137,8 +137,8 @@ def _rows(path: Path) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
                     number += 1
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is no parquet file ({error})") from error
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: a damaged page
+        raise DataError(f"{path} is no parquet file, or is damaged ({error})") from error
 
 
 def _texts(path: Path) -> Iterator[Record]:

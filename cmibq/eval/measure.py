@@ -32,7 +32,7 @@ from cmibq.models import LoadedModel
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import EvalConfig, parse_model_args
 
-__all__ = ["RESULT", "SAMPLES", "evaluate"]
+__all__ = ["RESULT", "SAMPLES", "check_baseline", "evaluate"]
 
 RESULT = "result.json"
 SAMPLES = "samples.jsonl"
@@ -54,11 +54,16 @@ def _fingerprint(cfg: EvalConfig, folder: Path) -> str:
         check_scales(cfg, folder)
         facts["scale_path"] = sha256_file(scales)
     if cfg.baseline:
-        facts["baseline"] = _baseline(cfg)[1]
+        facts["baseline"] = check_baseline(cfg)[1]
     return sha256_bytes(json.dumps(facts | {"cmibq": __version__}, sort_keys=True).encode())
 
 
-def _baseline(cfg: EvalConfig) -> tuple[Path, str]:
+def check_baseline(cfg: EvalConfig) -> tuple[Path, str]:
+    """Return the result folder of the float model and its fingerprint.
+
+    Raises:
+        ConfigError: it has not been measured.
+    """
     folder = Path(cfg.baseline).expanduser()
     if not (folder / RESULT).is_file():
         raise ConfigError(
@@ -91,7 +96,7 @@ def _answers(samples: Sequence[Sample], cfg: EvalConfig) -> Json:
     """Return accuracy, likelihood and, against a baseline, flips and excess loss."""
     runs: dict[str, Sequence[Sample]] = {"run": samples}
     if cfg.baseline:
-        runs["float"] = read_samples(_baseline(cfg)[0] / SAMPLES)
+        runs["float"] = read_samples(check_baseline(cfg)[0] / SAMPLES)
     both = Comparison(runs, baseline="float" if cfg.baseline else None)
     accuracy, logprob = both.mean("run"), both.mean("run", "logprob")
     found: Json = {
@@ -164,7 +169,7 @@ def _check_questions(questions: Questions, cfg: EvalConfig, folder: Path) -> Non
     check_answers(questions, cfg)
     if cfg.baseline:
         asked = set(unique_ids(e.sample.id for e in questions.samples))
-        known = {s.id for s in read_samples(_baseline(cfg)[0] / SAMPLES)}
+        known = {s.id for s in read_samples(check_baseline(cfg)[0] / SAMPLES)}
         if odd := sorted(asked ^ known):
             raise DataError(
                 f"baseline {cfg.baseline!r} answered other questions (such as {odd[0]!r} in one of"

@@ -203,3 +203,30 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, llava_dir: Path, items_
     assert "Traceback" not in done.stderr
     assert not out.exists()
     assert list(tmp_path.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"model_args": "pretrained=nowhere"}, "model folder 'nowhere' does not exist"),
+        ({"data_path": "nowhere.json"}, "data_path 'nowhere.json' is not a file"),
+        ({"baseline": "nowhere"}, "baseline is 'nowhere', which has no result.json"),
+    ],
+)
+def test_last_measurement_of_a_list_is_checked_before_the_first_starts(
+    tmp_path: Path,
+    llava_dir: Path,
+    items_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: dict[str, str],
+    told: str,
+) -> None:
+    run = {"model_args": f"pretrained={llava_dir}", "data_path": str(items_path)}
+    first = run | {"output_path": str(tmp_path / "first")}
+    runs = [first, run | {"baseline": str(tmp_path / "." / "first")} | wrong]
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump(runs))
+    assert main(["eval", "--config", str(tmp_path / "runs.yaml")]) in (1, 2)
+    assert f"run 2 of 2 ({'nowhere' if 'model_args' in wrong else llava_dir.name}): {told}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "first").exists()

@@ -140,6 +140,10 @@ def test_parquet_rows_and_compressed_lines(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "bad.parquet").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match="is no parquet file"):
         read_records(tmp_path / "bad.parquet")
+    whole = (tmp_path / "val.parquet").read_bytes()
+    (tmp_path / "bad.parquet").write_bytes(whole[:40] + bytes(100) + whole[140:])
+    with pytest.raises(DataError, match=r"bad\.parquet is no parquet file, or is damaged"):
+        read_records(tmp_path / "bad.parquet")
     with pyarrow.CompressedOutputStream(str(tmp_path / "t.jsonl.zst"), "zstd") as out:
         out.write(b'{"text": "a"}\n{"text": "b"}\n')
     assert [s.raw["text"] for s in read_texts(str(tmp_path / "t.jsonl.zst"))] == ["a", "b"]
