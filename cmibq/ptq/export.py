@@ -15,6 +15,7 @@ from cmibq.io.gguf_vision import write_projector
 from cmibq.io.tensors import read_tensors
 from cmibq.io.tokens import read_vocabulary
 from cmibq.models import LoadedModel
+from cmibq.ptq.job import check_foreign, is_result
 from cmibq.recipe.tools import ExportConfig
 
 __all__ = ["export"]
@@ -91,6 +92,21 @@ def _as_gguf(loaded: LoadedModel, config: ExportConfig) -> dict[str, Any]:
     return facts
 
 
+def _check_output(config: ExportConfig) -> None:
+    """Refuse to replace anything but an earlier result; the package itself may be."""
+    out, source = (Path(p).expanduser().resolve() for p in (config.output_path, config.path))
+    if not config.overwrite or not out.is_dir() or not any(out.iterdir()):
+        return
+    if source != out and source.is_relative_to(out):
+        raise ConfigError(f"output_path {str(out)!r} holds the package; choose another folder")
+    if not is_result(out) and not (out / _NOTE).is_file():
+        raise ConfigError(
+            f"output_path {str(out)!r} holds something that cmibq did not write; choose another"
+            " folder"
+        )
+    check_foreign(out)
+
+
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a package in another format, read it back and compare the weights.
 
@@ -103,13 +119,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
         as a share of the largest weight.
 
     Raises:
-        ConfigError: the folder is no package, or the package ``gguf`` is not installed.
+        ConfigError: the folder is no package, the package ``gguf`` is not installed, or what is to
+            be replaced is no result.
         ModelError: the format cannot hold the model.
         PackageError: what was read back is not what was written.
         StorageError: the folder cannot be written.
     """
     if config.format == "gguf":
         open_gguf()
+    _check_output(config)
     loaded, package = open_model(config.path)
     if package is None:
         raise ConfigError(f"{config.path} is no package; quantise the model first")

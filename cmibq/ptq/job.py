@@ -25,7 +25,7 @@ from cmibq.recipe import (
 )
 from cmibq.search import SEARCHES
 
-__all__ = ["NOTE", "Job", "check", "prepare"]
+__all__ = ["NOTE", "Job", "check", "check_foreign", "is_result", "prepare"]
 
 NOTE = "cmibq.json"
 """File in the folder of a rounded float model that says what made it."""
@@ -113,12 +113,35 @@ def _check_scale_path(recipe: QuantRecipe) -> None:
         )
 
 
-def _is_result(folder: Path) -> bool:
+def is_result(folder: Path) -> bool:
     """Whether a folder holds what an earlier run wrote, whole or damaged."""
     manifest = folder / MANIFEST
     return (folder / NOTE).is_file() or (
         manifest.is_file() and FORMAT.encode() in manifest.read_bytes()
     )
+
+
+def check_foreign(folder: Path) -> None:
+    """Refuse to replace a result together with files that others have put beside it.
+
+    Only packages say which files are theirs.
+
+    Args:
+        folder: what is to be replaced.
+
+    Raises:
+        ConfigError: it has other files; names some.
+    """
+    try:
+        own = {Path(n).parts[0] for n in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
+    except (DataError, KeyError, TypeError, IndexError):
+        return
+    names = {p.name for p in folder.iterdir() if p.suffix != ".part"}  # ours, of a killed run
+    if foreign := sorted(names - own):
+        raise ConfigError(
+            f"output_path {str(folder)!r} also holds {', '.join(foreign[:3])}, which would be"
+            " removed; move it, or choose another folder"
+        )
 
 
 def _check_folder(job: Job, folder: Path) -> None:
@@ -132,7 +155,7 @@ def _check_folder(job: Job, folder: Path) -> None:
             raise ConfigError(
                 f"output_path {str(folder)!r} holds the {name} of this run; choose another folder"
             )
-    if not folder.is_dir() or (any(folder.iterdir()) and not _is_result(folder)):
+    if not folder.is_dir() or (any(folder.iterdir()) and not is_result(folder)):
         raise ConfigError(
             f"output_path {str(folder)!r} holds something that cmibq did not write; choose another"
             " folder"
@@ -142,6 +165,7 @@ def _check_folder(job: Job, folder: Path) -> None:
             f"output_path {str(folder)!r} holds something else (another recipe, other inputs or a"
             " damaged package); choose another folder, or set overwrite to replace it"
         )
+    check_foreign(folder)
 
 
 def _check_outputs(job: Job) -> None:

@@ -12,7 +12,9 @@ import pytest
 from cmibq.errors import CmibqError, ConfigError
 from cmibq.io import load as load_package
 from cmibq.ptq import check, quantize
+from cmibq.ptq.export import export
 from cmibq.recipe import QuantRecipe
+from cmibq.recipe.tools import ExportConfig
 
 
 def recipe(model: Path, out: Path, **fields: Any) -> QuantRecipe:
@@ -82,3 +84,33 @@ def test_scales_in_the_folder_of_the_model_are_told_first(
     with pytest.raises(ConfigError, match="put the scales beside it"):
         check(asked)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_beside_a_result_are_never_removed(tmp_path: Path, llava_dir: Path) -> None:
+    quantize(recipe(llava_dir, tmp_path / "out"), progress=False)
+    (tmp_path / "out" / "notes.txt").write_text("x")
+    again = recipe(llava_dir, tmp_path / "out", w_bit=3, overwrite=True)
+    with pytest.raises(ConfigError, match=r"also holds notes\.txt, which would be removed"):
+        quantize(again, progress=False)
+    (tmp_path / "out" / "notes.txt").unlink()
+    assert not quantize(again, progress=False).skipped
+
+
+def test_export_replaces_results_only(tmp_path: Path, llava_dir: Path) -> None:
+    package = tmp_path / "all" / "package"
+    quantize(recipe(llava_dir, package), progress=False)
+
+    def asked(out: Path) -> ExportConfig:
+        return ExportConfig(path=str(package), output_path=str(out), format="cmibq", overwrite=True)
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    for out, told in (
+        (tmp_path / "mine", "did not write"),
+        (tmp_path / "all", "holds the package"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            export(asked(out))
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "x"
+    for _ in range(2):
+        assert export(asked(tmp_path / "copy"))["exact"]
