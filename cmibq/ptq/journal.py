@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,37 @@ from cmibq.search import GroupResult
 __all__ = ["BlockFound", "GroupFound", "Journal"]
 
 _logger = logging.getLogger(__name__)
+
+
+def _seal(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Hash the names and bytes of tensors and a text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+    text = json.dumps(notes)
+    write_bytes(path, save(tensors, {"notes": text, "sha256": _seal(tensors, text)}))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return tensors and notes as they were written, or None where the file is not whole."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if _seal(tensors, head["notes"]) != head["sha256"]:
+            raise ValueError("the checksum differs")
+        notes: dict[str, Any] = json.loads(head["notes"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        _logger.warning("%s cannot be read (%s); the block is done again", path, error)
+        return None
+    return tensors, notes
 
 
 @dataclass(frozen=True)
@@ -60,24 +93,18 @@ class Journal:
 
     def read_block(self, index: int) -> BlockFound | None:
         """Return what was found for a block, or None."""
-        path = self._block(index)
-        if not path.is_file():
+        kept = _read(self._block(index))
+        if kept is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                notes = json.loads(file.metadata()["found"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return {
-                name: GroupFound(
-                    GroupResult(tensors.get(name), note["losses"], note["ratio"]),
-                    note["errors"],
-                    note.get("modality"),
-                )
-                for name, note in notes.items()
-            }
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            _logger.warning("%s cannot be read (%s); the block is searched again", path, error)
-            return None
+        tensors, notes = kept
+        return {
+            name: GroupFound(
+                GroupResult(tensors.get(name), note["losses"], note["ratio"]),
+                note["errors"],
+                note.get("modality"),
+            )
+            for name, note in notes.items()
+        }
 
     def write_block(self, index: int, found: BlockFound) -> None:
         """Keep what was found for a block."""
@@ -91,39 +118,22 @@ class Journal:
             for n, g in found.items()
         }
         tensors = {n: g.result.scales for n, g in found.items() if g.result.scales is not None}
-        write_bytes(self._block(index), save(tensors, {"found": json.dumps(notes)}))
+        _write(self._block(index), tensors, notes)
 
     def rounded(self) -> set[int]:
         """Return the numbers of the blocks whose rounding was kept."""
-        found = set()
-        for path in self.own.glob("rounded-[0-9][0-9][0-9][0-9].safetensors"):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    json.loads(file.metadata()["errors"])
-            except (SafetensorError, ValueError, KeyError, TypeError):
-                continue  # `read_rounded` says so
-            found.add(int(path.stem[-4:]))
-        return found
+        paths = self.own.glob("rounded-[0-9][0-9][0-9][0-9].safetensors")
+        return {int(path.stem[-4:]) for path in paths if _read(path) is not None}
 
     def read_rounded(self, index: int) -> tuple[dict[str, Tensor], dict[str, float]] | None:
         """Return the tensors of a rounded block and the errors of its layers, or None."""
-        path = self.own / f"rounded-{index:04d}.safetensors"
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                errors = json.loads(file.metadata()["errors"])
-                return {name: file.get_tensor(name) for name in file.keys()}, errors
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            _logger.warning("%s cannot be read (%s); the block is rounded again", path, error)
-            return None
+        return _read(self.own / f"rounded-{index:04d}.safetensors")
 
     def write_rounded(
         self, index: int, tensors: dict[str, Tensor], errors: dict[str, float]
     ) -> None:
         """Keep the tensors of a rounded block and the errors of its layers."""
-        path = self.own / f"rounded-{index:04d}.safetensors"
-        write_bytes(path, save(tensors, {"errors": json.dumps(errors)}))
+        _write(self.own / f"rounded-{index:04d}.safetensors", tensors, errors)
 
     def read_ratios(self) -> Tensor | None:
         """Return the weights of image tokens [blocks, kinds], or None."""

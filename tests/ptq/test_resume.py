@@ -196,7 +196,24 @@ def test_a_damaged_journal_is_searched_again(
     (path,) = (tmp_path / "f").iterdir()
     path.write_bytes(path.read_bytes()[:10])
     assert journal.read_block(0) is None
-    assert "searched again" in caplog.text
+    assert "done again" in caplog.text
+
+
+def test_a_flipped_bit_in_a_journal_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path, "f")
+    journal.write_block(0, {"o": GroupFound(GroupResult(torch.ones(7), [0.5], 0.25), {})})
+    journal.write_rounded(0, {"a.weight": torch.ones(2, 3, dtype=torch.bfloat16)}, {"a": 0.5})
+    assert journal.rounded() == {0}
+    for path in (tmp_path / "f").iterdir():
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    assert journal.read_block(0) is None
+    assert journal.read_rounded(0) is None
+    assert journal.rounded() == set()
+    assert caplog.text.count("the checksum differs") == 3
 
 
 def test_memory_of_the_process_does_not_change_the_run(
