@@ -22,6 +22,11 @@ _HOME: dict[str, str] = {
     "load": "cmibq.eval",
     "open_model": "cmibq.eval",
     "quantize": "cmibq.ptq",
+    "CMIBQConfig": "cmibq.recipe.cm_ibq",
+    "IBQuantizedLayer": "cmibq.nn.ib_layer",
+    "ImportanceEstimationNetwork": "cmibq.alloc.bottleneck",
+    "BitAllocationNetwork": "cmibq.alloc.bottleneck",
+    "DifferentiableQuantizer": "cmibq.quant.quantizers.channel_bits",
 }
 """Public name -> home module: the map of the house."""
 

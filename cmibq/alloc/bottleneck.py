@@ -20,7 +20,7 @@ __all__ = [
 IMPORTANCE: Registry[type[nn.Module]] = Registry("importance")
 """Classes made with (feature_dim, task_dim, hidden_dim, latent_dim), see the network below."""
 
-ALLOCATION_NETWORKS: Registry[type[nn.Module]] = Registry("allocation network")
+ALLOCATION_NETWORKS: Registry[type[BitAllocationNetwork]] = Registry("allocation network")
 """Classes made with (latent_dim, hidden_dim, min_bits, max_bits), see the network below."""
 
 
@@ -61,7 +61,8 @@ class ImportanceEstimationNetwork(nn.Module):
         if self.network is None or task_embedding is None:
             return self.channel.exp()[None]
         told = torch.cat([features.mean(1), task_embedding.to(features.dtype)], 1)
-        return (self.channel + self.network(told)).exp()
+        wanted: Tensor = self.channel + self.network(told)
+        return wanted.exp()
 
 
 @ALLOCATION_NETWORKS.register("network")
@@ -97,7 +98,8 @@ class BitAllocationNetwork(nn.Module):
     def wishes(self, importance: Tensor) -> Tensor:
         """Return what channels would like, up to a constant, [B, L]."""
         logs = importance.log()
-        return logs / (2 * math.log(2.0)) + self.network(logs)
+        wishes: Tensor = logs / (2 * math.log(2.0)) + self.network(logs)
+        return wishes
 
     def forward(self, importance: Tensor, target_bits: float) -> Tensor:
         """Return bits [B, L], each row with mean `target_bits`."""

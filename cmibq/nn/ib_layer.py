@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmibq.alloc.bottleneck import ALLOCATION_NETWORKS, IMPORTANCE
+from cmibq.alloc.bottleneck import ALLOCATION_NETWORKS, IMPORTANCE, BitAllocationNetwork
 from cmibq.arrays import allocate
 from cmibq.errors import DataError
 from cmibq.nn.prior import DiscretePrior
@@ -51,6 +51,7 @@ class IBQuantizedLayer(nn.Module):
         (torch.Size([2, 3, 8]), torch.Size([8]))
     """
 
+    allocation: BitAllocationNetwork
     current_bits: Tensor
 
     def __init__(self, config: CMIBQConfig) -> None:

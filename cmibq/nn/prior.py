@@ -25,7 +25,8 @@ class DiscretePrior(nn.Module):
         mixtures: logistics per channel.
 
     References:
-        Balle et al., "Variational image compression with a scale hyperprior", ICLR 2018, appendix 6.1.
+        Balle et al., "Variational image compression with a scale hyperprior", ICLR 2018,
+        appendix 6.1.
 
     Example:
         >>> tables = DiscretePrior(2).tables()

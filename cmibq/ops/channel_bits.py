@@ -44,8 +44,8 @@ def reference(
 
     ``Q_b(x) = low + round((clamp(x) - low) / step) step`` with ``step = (high - low) / (2^b - 1)``,
     and the centre for 0 bits. Gradients: straight through where x lies inside, ``Q_{b+1} - Q_b`` to
-    the bits, that of the step size (LSQ) to the ends; a rate has the slope between the neighbours of
-    a code.
+    the bits, that of the step size (LSQ) to the ends; a rate has the slope between the neighbours
+    of a code.
     """
     groups = bits.shape[0]
     bits = bits.repeat_interleave(x.shape[0] // groups, 0) if groups > 1 else bits
@@ -69,7 +69,7 @@ def channel_bits(
         x: [R, C].
         low: [C], lowest level of each column.
         high: [C], highest, above `low`.
-        bits: [G, C] in 0..8, fractions allowed; G divides R, and rows ``r G / R`` share a row of it.
+        bits: [G, C] in 0..8, fractions allowed; G divides R, and R / G rows share a row of it.
         tables: [C, 511] bits that every code of every width takes (`TABLE`); None: no rates.
 
     Returns:

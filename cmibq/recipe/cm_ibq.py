@@ -105,7 +105,8 @@ class CMIBQConfig:
         """
         require(
             self.min_bits <= target <= self.max_bits,
-            f"{name} is {target}; allowed are {self.min_bits}..{self.max_bits} (min_bits, max_bits)",
+            f"{name} is {target}; allowed are {self.min_bits}..{self.max_bits} (min_bits and"
+            " max_bits)",
         )
 
     def to_dict(self) -> dict[str, Any]:

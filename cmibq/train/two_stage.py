@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
@@ -58,14 +58,14 @@ def stage_one_pretrain(
         The loss terms of every step.
 
     Raises:
-        ModelError: the optimiser holds parameters that are not the layer's: the host must be frozen.
+        ModelError: the optimiser holds parameters that are not the layer's; the host is frozen.
     """
     own = {id(p) for p in layer.parameters()}
     strays = [p for g in optimiser.param_groups for p in g["params"] if id(p) not in own]
     if strays:
         raise ModelError(
-            f"optimiser holds {len(strays)} parameters that are not the layer's; stage one trains the"
-            " layer alone, give it layer.parameters()"
+            f"optimiser holds {len(strays)} parameters that are not the layer's; stage one trains"
+            " the layer alone, give it layer.parameters()"
         )
     layer.to(device).train()
     logs = []
@@ -103,7 +103,7 @@ def stage_two_finetune(
         The loss terms of every step.
     """
     model.to(device).train()
-    batches = dataloader if hasattr(dataloader, "__len__") else list(dataloader)
+    batches = dataloader if isinstance(dataloader, Sized) else list(dataloader)
     schedule = BitSchedule.of(layer.config, max(len(batches), 1))
     logs = []
     for step, batch in enumerate(batches):

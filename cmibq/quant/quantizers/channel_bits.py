@@ -17,8 +17,8 @@ class DifferentiableQuantizer(nn.Module):
         channels: C.
         momentum: weight of a batch in the running ranges.
 
-    The ends are the running smallest and largest value of a channel, stretched about their centre by
-    a learned factor. They are buffers, so they travel in the state dict.
+    The ends are the running smallest and largest value of a channel, stretched about their centre
+    by a learned factor. They are buffers, so they travel in the state dict.
 
     Example:
         >>> quantizer = DifferentiableQuantizer(2)
