@@ -453,3 +453,14 @@ class Kernels:
     def rmsnorm_bf16(
         self, x: NDArray[uint16], weight: NDArray[uint16], eps: float, out: NDArray[uint16], /
     ) -> None: ...
+    def noise(
+        self,
+        seed: int,
+        step: int,
+        sample: int,
+        stream: int,
+        first: int,
+        table: _F32 | None,
+        out: _F32,
+        /,
+    ) -> None: ...

@@ -9,6 +9,7 @@ from cmibq.ops.fakequant import fakequant
 from cmibq.ops.gemm import gemm
 from cmibq.ops.gemm_s8 import gemm_s8
 from cmibq.ops.grids import fakequant_log2, fakequant_torch_compat, power_of_two
+from cmibq.ops.noise import noise_key, normal, uniform
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
 from cmibq.ops.qlinear import qlinear
@@ -34,6 +35,8 @@ __all__ = [
     "gemm",
     "gemm_s8",
     "minmax",
+    "noise_key",
+    "normal",
     "pack",
     "power_of_two",
     "project_bits",
@@ -47,6 +50,7 @@ __all__ = [
     "round_bits",
     "scaleloss",
     "token_error",
+    "uniform",
     "unpack",
     "unrepack",
     "weight_error",

@@ -9,6 +9,7 @@
 #include "cq.h"
 #include "fakequant.h"
 #include "gemm.h"
+#include "philox.h"
 #include "qgemm.h"
 #include "qprefill.h"
 

@@ -303,4 +303,9 @@ size_t cq_klclip_workspace(size_t R, size_t size);
 cq_status cq_klclip_row(cq_ctx *cx, const uint32_t *counts, size_t levels, uint32_t *best,
                         double *least, double *work, size_t R, size_t size);
 
+/* out [R, C]: noise of elements first .. first + C - 1 of samples s->sample .. s->sample + R - 1,
+ * which stay below 2**32; first + C <= 2**34. normal: with s->table; otherwise uniform. */
+cq_status cq_noise_fill(cq_ctx *cx, const cq_noise *s, int normal, uint64_t first, float *out,
+                        size_t R, size_t C);
+
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fakequant, reduce, qparams, codes, pack, alloc, histogram, rmsnorm. */
+/* fakequant, reduce, qparams, codes, pack, alloc, histogram, rmsnorm, noise. */
 #include "parity.h"
 
 static void fakequant(run *t, int col) {
@@ -225,6 +225,20 @@ static void rmsnorm(run *t) {
     report_u8(t, (const uint8_t *)half, n * sizeof *half);
 }
 
+/* Pieces of a table that is not the inverse normal, and elements from within a group. */
+static void noise(run *t) {
+    float *table = finite(t, 3 * CQ_NOISE_PIECES), *out = take(t, t->R * t->C * sizeof *out);
+    const cq_noise s = {{(uint32_t)draw(t), (uint32_t)draw(t)},
+                        (uint32_t)draw(t),
+                        (uint32_t)draw(t),
+                        (uint32_t)draw(t),
+                        table};
+    for (int normal = 0; normal < 2; normal++) {
+        report_status(t, cq_noise_fill(t->cx, &s, normal, draw(t) % 4096, out, t->R, t->C));
+        report_f32(t, out, t->R * t->C);
+    }
+}
+
 const parity_case elementwise_cases[] = {
     {"fakequant_row", fakequant_row},
     {"fakequant_col", fakequant_col},
@@ -244,5 +258,6 @@ const parity_case elementwise_cases[] = {
     {"allocate", allocate},
     {"histogram", histogram},
     {"rmsnorm", rmsnorm},
+    {"noise", noise},
 };
 const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;

@@ -17,6 +17,7 @@ from tests.kernels.cases import (
     gemm,
     gemm_s8,
     histogram,
+    noise,
     pack,
     qgemm,
     qlinear,
@@ -48,4 +49,5 @@ CASES: dict[str, Case] = {
     **histogram.CASES,
     **attend.CASES,
     **rmsnorm.CASES,
+    **noise.CASES,
 }
