@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from cmibq.train.losses import Terms, alignment_loss, bitrate_loss, composite, ib_loss
+from cmibq.train.alignment import AlignmentHead, alignment_loss
+from cmibq.train.checkpoints import Checkpoints
+from cmibq.train.journal import Journal, read_journal
+from cmibq.train.loop import Loop
+from cmibq.train.losses import Terms, bitrate_loss, composite, gaussian_rate, ib_loss
 from cmibq.train.schedule import BitSchedule
 from cmibq.train.two_stage import stage_one_pretrain, stage_two_finetune
 
 __all__ = [
+    "AlignmentHead",
     "BitSchedule",
+    "Checkpoints",
+    "Journal",
+    "Loop",
     "Terms",
     "alignment_loss",
     "bitrate_loss",
     "composite",
+    "gaussian_rate",
     "ib_loss",
+    "read_journal",
     "stage_one_pretrain",
     "stage_two_finetune",
 ]

@@ -2,117 +2,220 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cmibq.errors import ModelError
+from cmibq.errors import DataError, ModelError
 from cmibq.nn.ib_layer import IBQuantizedLayer
-from cmibq.train.losses import Terms, composite
+from cmibq.ops.channel_bits import channel_bits
+from cmibq.train.alignment import AlignmentHead
+from cmibq.train.loop import Loop, Parts, StepRecord, run_steps
+from cmibq.train.losses import composite
+from cmibq.train.peers import unwrapped
 from cmibq.train.schedule import BitSchedule
 
 __all__ = ["stage_one_pretrain", "stage_two_finetune"]
 
-
-def _log(terms: Terms, target: float, task: Tensor | None = None) -> dict[str, float]:
-    """Return the terms of a step as numbers."""
-    told = {name: float(value.detach()) for name, value in terms._asdict().items()}
-    return told | {"target_bits": target} | ({} if task is None else {"task": float(task.detach())})
+_OF_BATCH = ("text_features", "text_ids", "image_mask")
+_NAMES = ("quantised", "reconstructed", "mu", "logvar", "bit_allocation", "rate")
 
 
-def _found(layer: IBQuantizedLayer, features: Tensor, task: Tensor | None) -> dict[str, Tensor]:
-    """Run the layer; return its diagnostics by the names of the paper's helpers."""
-    r = layer.run(features, task)
-    names = ("quantised", "reconstructed", "mu", "logvar", "bit_allocation", "rate")
-    return dict(zip(names, r, strict=True)) | {"features": features}
+def _inner(layer: nn.Module) -> IBQuantizedLayer:
+    found = unwrapped(layer)
+    if not isinstance(found, IBQuantizedLayer):
+        raise ModelError(f"layer is a {type(found).__name__}; give an IBQuantizedLayer")
+    return found
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    return batch
-
-
-def stage_one_pretrain(
-    layer: IBQuantizedLayer,
-    dataloader: Iterable[dict[str, Any]],
+def _check_frozen(
+    layer: nn.Module,
     optimiser: torch.optim.Optimizer,
-    device: torch.device,
-    gamma: float = 1.0,
-) -> list[dict[str, float]]:
-    """Train the layer alone, in one pass over the data.
-
-    Args:
-        layer: what is trained.
-        dataloader: dictionaries with ``features`` and ``task_embedding``; ``text_features``.
-        optimiser: of the parameters of the layer, and of nothing else.
-        device: to run on.
-        gamma: weight of the bit-rate term.
-
-    Returns:
-        The loss terms of every step.
+    host: nn.Module | None,
+    alignment: nn.Module | None,
+) -> None:
+    """Refuse an optimiser or a host that would train more than the layer.
 
     Raises:
-        ModelError: the optimiser holds parameters that are not the layer's; the host is frozen.
+        ModelError: naming how many parameters are too many.
     """
-    own = {id(p) for p in layer.parameters()}
+    own = {id(p) for part in (layer, alignment) if part is not None for p in part.parameters()}
     strays = [p for g in optimiser.param_groups for p in g["params"] if id(p) not in own]
     if strays:
         raise ModelError(
             f"optimiser holds {len(strays)} parameters that are not the layer's; stage one trains"
             " the layer alone, give it layer.parameters()"
         )
-    layer.to(device).train()
-    logs = []
-    for batch in dataloader:
-        batch = _moved(batch, device)
-        found = _found(layer, batch["features"], batch.get("task_embedding"))
-        found["text_features"] = batch.get("text_features")
-        terms = composite(layer.config, found, layer.target_bits, gamma)
-        optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()
-        optimiser.step()
-        logs.append(_log(terms, layer.target_bits))
-    return logs
+    loose = [
+        name
+        for name, p in (host.named_parameters() if host is not None else ())
+        if p.requires_grad and id(p) not in own
+    ]
+    if loose:
+        raise ModelError(
+            f"host has {len(loose)} parameters that are not frozen ({', '.join(loose[:3])}"
+            f"{', ...' if len(loose) > 3 else ''}); set requires_grad to False before stage one"
+        )
+
+
+def _rate(layer: IBQuantizedLayer, mu: Tensor, bits: Tensor) -> Tensor:
+    """Return the bits of codes under the prior, [B], where a host did not hand them over."""
+    if layer.prior is None:
+        raise DataError("cm_ibq has no rate and the layer no prior; return logvar")
+    low, high = layer.quantizer.ends()
+    rows = bits[None] if bits.ndim == 1 else bits
+    told = channel_bits(mu.flatten(0, -2), low, high, rows, layer.prior.tables())[1]
+    return told.view(len(mu), -1).sum(1)
+
+
+def _seen(layer: IBQuantizedLayer, output: Any) -> dict[str, Tensor | None]:
+    """Return the diagnostics of a host's output, with the rate."""
+    found = output.get("cm_ibq") if isinstance(output, Mapping) else None
+    if not isinstance(found, Mapping) or output.get("loss") is None:
+        raise ModelError(
+            "the model's output must be a dictionary with a scalar loss and a nested cm_ibq"
+            " dictionary; see docs/systems/cm-ibq.md"
+        )
+    told = dict(found)
+    if told.get("rate") is None and layer.config.rate == "discrete" and "mu" in told:
+        told["rate"] = _rate(layer, told["mu"], told["bit_allocation"])
+    return told
+
+
+def stage_one_pretrain(
+    layer: nn.Module,
+    dataloader: Iterable[Mapping[str, Any]],
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    gamma: float = 1.0,
+    *,
+    host: nn.Module | None = None,
+    alignment: AlignmentHead | None = None,
+    loop: Loop | None = None,
+) -> list[StepRecord]:
+    """Train the layer alone, in one pass over the data, at its current target bits.
+
+    Args:
+        layer: an `IBQuantizedLayer`, as it is or compiled.
+        dataloader: dictionaries with ``features`` [B, D] or [B, T, D] and ``task_embedding``
+            [B, E]; optional: ``text_features`` [B, E'], ``text_ids`` [B, N] (negative = padding),
+            ``image_mask`` bool [B] (False: the row has no image and counts nowhere).
+        optimiser: of the parameters of the layer (and of `alignment`), and of nothing else.
+        device: to run on.
+        gamma: weight of the bit-rate term, which is 0 with a hard budget.
+        host: the model around the layer, checked to be frozen.
+        alignment: learned temperature and projection; train its parameters with the layer's.
+        loop: accumulation, precision, checkpoints and the like.
+
+    Returns:
+        The loss terms of every step, and its ``target_bits``.
+
+    Raises:
+        ModelError: the optimiser or the host would train more than the layer.
+        DataError: a batch lacks a key, shapes do not fit, or a loss is not finite.
+
+    Example:
+        >>> from cmibq.recipe.cm_ibq import CMIBQConfig
+        >>> layer = IBQuantizedLayer(CMIBQConfig(feature_dim=4, hidden_dim=8, stage1_bits=4))
+        >>> batches = [{"features": torch.randn(8, 4)} for _ in range(3)]
+        >>> optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-4)
+        >>> logs = stage_one_pretrain(layer, batches, optimiser, torch.device("cpu"))
+        >>> len(logs), list(logs[0])[:2]
+        (3, ['reconstruction', 'rate'])
+    """
+    loop, inner = loop or Loop(), _inner(layer)
+    _check_frozen(inner, optimiser, host, alignment)
+    inner.to(device).train()
+    modules: dict[str, nn.Module] = {"layer": inner}
+    if alignment is not None:
+        modules["alignment"] = alignment.to(device).train()
+    target = inner.target_bits
+    compiled: Any = getattr(layer, "dynamo_ctx", None)  # of a module that torch.compile made
+    run = inner.run if compiled is None else compiled(inner.run)
+
+    def losses(batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if "features" not in batch:
+            raise DataError(f"a batch of stage one has {', '.join(batch)}; it needs features")
+        told = run(batch["features"], batch.get("task_embedding"), target_bits=target)
+        found = dict(zip(_NAMES, told, strict=True)) | {"features": batch["features"]}
+        found |= {name: batch.get(name) for name in _OF_BATCH}
+        terms = composite(inner.config, found, target, gamma, alignment=alignment)
+        return terms.total, terms._asdict()
+
+    def begin(step: int) -> dict[str, float]:
+        return {"target_bits": target}
+
+    parts = Parts(1, modules, optimiser)
+    return run_steps(loop, parts, dataloader, device, begin, losses)
 
 
 def stage_two_finetune(
-    layer: IBQuantizedLayer,
+    layer: nn.Module,
     model: nn.Module,
     dataloader: Iterable[Any],
     optimiser: torch.optim.Optimizer,
     device: torch.device,
     anneal: bool = True,
-) -> list[dict[str, float]]:
+    *,
+    gamma: float | None = None,
+    alignment: AlignmentHead | None = None,
+    loop: Loop | None = None,
+) -> list[StepRecord]:
     """Train the layer with the task, in one pass over the data.
 
     Args:
         layer: the layer inside `model`.
-        model: called as ``model(batch, target_bits=...)``; returns ``loss`` and ``cm_ibq``.
+        model: called as ``model(batch, target_bits=...)``; returns a dictionary with ``loss`` and
+            ``cm_ibq`` (see `cmibq.train.losses.composite`). May be wrapped by DDP or FSDP.
         dataloader: batches of the model.
         optimiser: of what is trained.
         device: to run on.
-        anneal: lower the target from ``stage1_bits`` to ``stage2_bits`` by the schedule.
+        anneal: lower the target from ``stage1_bits`` to ``stage2_bits`` by the schedule, and train
+            the last ``hold_end`` of the steps on frozen integer maps.
+        gamma: weight of the bit-rate term; None = the configuration's.
+        alignment: learned temperature and projection; train its parameters too.
+        loop: accumulation, precision, checkpoints and the like.
 
     Returns:
-        The loss terms of every step.
+        The loss terms of every step, that of the task as ``task``, and ``target_bits``.
+
+    Raises:
+        ModelError: the model does not return what it should.
+        DataError: shapes do not fit, or a loss is not finite.
     """
+    loop, inner = loop or Loop(), _inner(layer)
     model.to(device).train()
+    modules: dict[str, nn.Module] = {"model": model, "layer": inner}
+    if alignment is not None:
+        modules["alignment"] = alignment.to(device).train()
     batches = dataloader if isinstance(dataloader, Sized) else list(dataloader)
-    schedule = BitSchedule.of(layer.config, max(len(batches), 1))
-    logs = []
-    for step, batch in enumerate(batches):
+    steps = loop.steps_of(len(batches))
+    schedule = BitSchedule.of(inner.config, steps)
+
+    def begin(step: int) -> dict[str, float]:
         if anneal:
-            layer.target_bits = schedule.bits(step)
-        output = model(_moved(batch, device), target_bits=layer.target_bits)
-        terms = composite(layer.config, output["cm_ibq"], layer.target_bits)
-        optimiser.zero_grad(set_to_none=True)
-        (output["loss"] + terms.total).backward()
-        optimiser.step()
-        logs.append(_log(terms, layer.target_bits, output["loss"]))
+            inner.target_bits = schedule.bits(step)
+            if step >= schedule.freeze_step:
+                freeze(inner)
+        return {"target_bits": inner.target_bits}
+
+    def losses(batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        output = model(batch, target_bits=inner.target_bits)
+        found = _seen(inner, output)
+        terms = composite(inner.config, found, inner.target_bits, gamma, alignment=alignment)
+        total = output["loss"] + terms.total
+        return total, terms._asdict() | {"task": output["loss"], "total": total}
+
+    parts = Parts(2, modules, optimiser, model)
+    logs = run_steps(loop, parts, batches, device, begin, losses)
+    if anneal and loop.start + -(-len(batches) // loop.accumulate) >= steps:
+        inner.target_bits = inner.config.stage2_bits
     return logs
+
+
+def freeze(layer: IBQuantizedLayer) -> None:
+    """Fix the bits of a layer to integer maps, once."""
+    if not bool(getattr(layer, "frozen", False)):
+        getattr(layer, "freeze_", lambda: None)()
