@@ -1,0 +1,138 @@
+"""One training: the coder learns, the model stays; then every question is asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cm_ibq.coders import Coder
+from benchmarks.cm_ibq.vlm import Material, frozen
+
+__all__ = ["Plan", "ask", "fit_"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a coder is trained; the same for all.
+
+    Args:
+        steps: optimiser steps.
+        batch: pictures of a step.
+        pictures: training pictures.
+        rate: largest learning rate of the matrices.
+        prior_rate: that of prior, steps and allocation.
+        warm: share of the steps in which the weight of the rate grows.
+    """
+
+    steps: int = 800
+    batch: int = 16
+    pictures: int = 8000
+    rate: float = 2e-3
+    prior_rate: float = 1e-2
+    warm: float = 0.1
+
+
+def _groups(coder: Coder, plan: Plan) -> list[dict[str, Any]]:
+    """Return two groups: matrices, and everything else (prior, steps, allocation)."""
+    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in coder.named_parameters():
+        matrix = any(part in name for part in ("encoder", "decoder", "conditioner"))
+        found[matrix].append(parameter)
+    rates = {True: plan.rate, False: plan.prior_rate}
+    return [{"params": some, "lr": rates[matrix]} for matrix, some in found.items() if some]
+
+
+def _pairs(
+    material: Material, rows: np.ndarray[Any, Any], rng: np.random.Generator, *, task: bool
+) -> tuple[list[int], list[list[tuple[str, str]]]]:
+    """Return the pictures of a step and what is asked about each; one question each with a task."""
+    if not task:
+        return rows.tolist(), [material.asked[row] for row in rows]
+    which, asked = [], []
+    for row in rows.tolist():
+        for number in rng.permutation(len(material.asked[row]))[:4].tolist():
+            which.append(row)
+            asked.append([material.asked[row][number]])
+    return which, asked
+
+
+def fit_(
+    coder: Coder, model: str, seen: Material, plan: Plan, *, weight: float, seed: int, task: bool
+) -> list[dict[str, float]]:
+    """Train in place with ``cross-entropy + weight x bits per picture``.
+
+    Args:
+        coder: what learns.
+        model: name of the frozen model.
+        seen: training pictures.
+        plan: how.
+        weight: nats per bit; 0 where codes have a fixed length: the prior then learns alone.
+        seed: of the order of the pictures.
+        task: the coder is told the question.
+
+    Returns:
+        Loss and rate of every step.
+    """
+    judge, rng = frozen(model), np.random.default_rng((seed, 83))
+    optimiser = torch.optim.Adam(_groups(coder, plan), betas=(0.9, 0.98))
+    told, logs = {}, []
+    coder.train()
+    for step in range(plan.steps):
+        share = step / plan.steps
+        if step == math.ceil(0.8 * plan.steps):
+            coder.start_last()
+        for group, peak in zip(optimiser.param_groups, _peaks(optimiser), strict=True):
+            group["lr"] = peak * min(1.0, 20 * share + 0.05) * 0.5 * (1 + math.cos(math.pi * share))
+        coder.set_share(share)
+        rows = rng.integers(len(seen.features), size=plan.batch)
+        which, asked = _pairs(seen, rows, rng, task=task)
+        question = None
+        if task:
+            texts = [pairs[0][0] for pairs in asked]
+            for text in texts:
+                if text not in told:
+                    told[text] = judge.embed_texts([text])[0]
+            question = torch.stack([told[text] for text in texts])
+        sent = coder.send(seen.features[which], question)
+        answer = judge.loss(sent.features, asked)
+        rate = sent.rate.mean()
+        pull = weight * min(1.0, share / plan.warm) if weight else 1e-3
+        optimiser.zero_grad(set_to_none=True)
+        (answer + pull * rate).backward()
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        optimiser.step()
+        logs.append({"loss": float(answer.detach()), "bits": float(rate.detach())})
+    coder.eval()
+    return logs
+
+
+def _peaks(optimiser: torch.optim.Optimizer) -> list[float]:
+    """Return the learning rates that the groups were made with."""
+    for group in optimiser.param_groups:
+        group.setdefault("peak", group["lr"])
+    return [group["peak"] for group in optimiser.param_groups]
+
+
+@torch.no_grad()
+def ask(coder: Coder, model: str, seen: Material, *, task: bool) -> dict[str, Any]:
+    """Ask every question.
+
+    Returns:
+        ``right`` and ``losses`` per question, ``bits`` per stream (a picture; with a task, a
+        picture and a question) and ``nominal``, the bits of a stream with codes of fixed length.
+    """
+    judge = frozen(model)
+    which = list(range(len(seen.asked)))
+    asked, question = seen.asked, None
+    if task:
+        which = [row for row in which for _ in seen.asked[row]]
+        asked = [[pair] for pairs in seen.asked for pair in pairs]
+        question = judge.embed_texts([pairs[0][0] for pairs in asked])
+    sent = coder.send(seen.features[which], question)
+    right, losses = judge.grade(sent.features, asked)
+    return {"right": right, "losses": losses, "bits": sent.rate.tolist(), "nominal": sent.nominal}

@@ -1,0 +1,128 @@
+"""The tables of docs/cm-ibq-results.md, from results.json.
+
+python benchmarks/cm_ibq/page.py      the tables anew, from the file
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.cm_ibq.pictures import title
+
+__all__ = ["PAGE", "filled", "write_page"]
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cm-ibq-results.md"
+Json = Mapping[str, Any]
+
+
+def _about(results: Json) -> list[str]:
+    base = results["float"]
+    seeds = {p["seeds"] for some in results["rows"].values() for p in some if p["seconds"]}
+    told = "to".join(f" {n} " for n in sorted({min(seeds), max(seeds)})).strip() if seeds else "no"
+    return [
+        f"{results['questions']:,} questions about {results['pictures']:,} pictures of the"
+        f" {results['split']} scans; the float model answers {100 * base['accuracy']:.1f} % of them"
+        f" (log-loss {base['nll']:.3f} nats). Trainings per point: {told}."
+    ]
+
+
+def _span(found: Json, scale: float = 1.0, digits: int = 1) -> str:
+    """Return a value with its interval."""
+    if found["value"] is None:
+        return "not reached"
+    text = f"{scale * found['value']:.{digits}f}"
+    if found["low"] is None:
+        return text
+    return f"{text} ({scale * found['low']:.{digits}f} to {scale * found['high']:.{digits}f})"
+
+
+def _below(results: Json) -> list[str]:
+    lines = ["| sent | bytes, 95 % interval | each training | best point: bytes, accuracy |"]
+    lines.append("|---|---|---|---|")
+    for name, found in results["below"].items():
+        each = ", ".join("-" if b is None else f"{b:.1f}" for b in found["by_seed"])
+        best = max(results["rows"][name], key=lambda p: p["accuracy"])
+        lines.append(
+            f"| {title(name)} | {_span(found)} | {each}"
+            f" | {best['bytes']:.1f}, {100 * best['accuracy']:.1f} % |"
+        )
+    return lines
+
+
+def _against(results: Json) -> list[str]:
+    lines = ["| row | against | bytes one point below float, % | BD-rate, % |"]
+    lines.append("|---|---|---|---|")
+    for found in results["against"]:
+        lines.append(
+            f"| {title(found['row'])} | {title(found['other'])} | {_span(found['saving'], 100)}"
+            f" | {_span(found['bd_rate'], 100)} |"
+        )
+    return lines
+
+
+def _points(results: Json) -> list[str]:
+    lines = ["| sent | channels, bits, nats per bit | bytes | accuracy, % | against float, points "]
+    lines[-1] += "| excess loss, nats | trainings |"
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, some in results["rows"].items():
+        for p in some:
+            bare = "" if p["bare"] is None else f" ({p['bare']:.0f} without headers)"
+            told = ", ".join(f"{x:g}" for x in p["point"])
+            lines.append(
+                f"| {title(name)} | {told} | {p['bytes']:.1f}{bare} | {100 * p['accuracy']:.1f}"
+                f" | {100 * p['gain']:.1f} ± {100 * p['gain_stderr']:.1f}"
+                f" | {p['excess']:.3f} ± {p['excess_stderr']:.3f} | {p['seeds']} |"
+            )
+    return lines
+
+
+def _left_out(results: Json) -> list[str]:
+    lines = ["| kind not trained | float, % | sent | bytes | accuracy of that kind, % |"]
+    lines.append("|---|---|---|---|---|")
+    for told in results["left_out"]:
+        for row, some in told["rows"].items():
+            size = sum(s["bytes"] for s in some) / len(some)
+            right = 100 * sum(s["accuracy"] for s in some) / len(some)
+            base = 100 * told["float"]
+            lines.append(
+                f"| {told['kind']} | {base:.1f} | {title(row)} | {size:.1f} | {right:.1f} |"
+            )
+    return lines
+
+
+PARTS = {
+    "about": _about,
+    "below": _below,
+    "against": _against,
+    "left_out": _left_out,
+    "points": _points,
+}
+
+
+def filled(page: str, results: Json) -> str:
+    """Return a page with the tables between its markers; without results it stays as it is."""
+    if not results:
+        return page
+    for name, part in PARTS.items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        if begin in page and results.get(name, True):
+            head, _, rest = page.partition(begin)
+            body = "\n".join(part(results))
+            page = head + begin + "\n" + body + "\n\n" + end + rest.partition(end)[2]
+    return page
+
+
+def write_page(results: Json) -> None:
+    """Write the tables into the page."""
+    PAGE.write_text(filled(PAGE.read_text(), results))
+
+
+if __name__ == "__main__":
+    write_page(json.loads((Path(__file__).with_name("results.json")).read_text()))

@@ -1,0 +1,157 @@
+"""benchmarks/cm_ibq: curves by hand, coders, and one run with three steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.cm_ibq import cells, collect, fit, images, judge, page, pictures, tasks, vlm
+from benchmarks.cm_ibq.axes import ica, klt
+from benchmarks.cm_ibq.coders import Uniform, water_filling
+from benchmarks.cm_ibq.tasks import Cell
+from cmibq.fileio import read_json
+
+QUICK = fit.Plan(steps=3, batch=4, pictures=24)
+
+
+def test_bytes_at_a_quality_by_hand():
+    size, quality = np.array([2.0, 8.0, 4.0, 16.0]), np.array([0.5, 0.9, 0.4, 0.8])
+    # 4 and 16 bytes are beaten; halfway from 0.5 to 0.9 are sqrt(2 * 8) bytes.
+    assert judge.bytes_at(size, quality, 0.7) == pytest.approx(4.0)
+    assert judge.bytes_at(size, quality, 0.3) == 2.0
+    assert np.isnan(judge.bytes_at(size, quality, 0.95))
+
+
+def test_bd_rate_by_hand():
+    quality = np.array([0.2, 0.6, 0.8])
+    size = np.array([1.0, 3.0, 9.0])
+    assert judge.bd_rate((0.75 * size, quality), (size, quality)) == pytest.approx(-0.25)
+    apart = np.array([0.9, 0.95, 0.99])
+    assert np.isnan(judge.bd_rate((size, apart), (size, quality)))
+    # Log bytes 0..2 over qualities 0..1 against 1 throughout: the mean difference is 0.
+    one = np.exp([0.0, 2.0]), np.array([0.0, 1.0])
+    flat = np.exp([1.0, 1.0 + 1e-12]), np.array([0.0, 1.0])
+    assert judge.bd_rate(one, flat) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_comparisons_are_paired_and_have_the_interval_of_the_scans():
+    rng = np.random.default_rng(0)
+    level = np.ones(400)
+    right = [(rng.random(400) < p).astype(float) for p in (0.9, 0.99)]
+    sizes = [np.full(400, 4.0), np.full(400, 9.0)]
+    points = {
+        "a": list(zip([0.5 * s for s in sizes], right, strict=True)),
+        "b": list(zip(sizes, right, strict=True)),
+    }
+    made = judge.Curves(points, level, [(i,) for i in range(400)], resamples=50)
+    found = made.bd_rate("a", "b")
+    assert found.value == pytest.approx(-0.5)
+    assert found.stderr < 1e-9
+    below = made.bytes_below("b", 0.05)
+    assert 4 < below.low < below.value < below.high <= 9
+    assert made.saving("a", "b", 0.05).value == pytest.approx(-0.5)
+
+
+def test_axes_are_orthonormal_and_independent_ones_find_the_sources():
+    torch.manual_seed(0)
+    sources = torch.rand(400, 4, 3).pow(6)
+    mixing = torch.tensor([[1.0, 0.4, 0.1], [0.2, 1.0, 0.3], [0.5, 0.1, 1.0], [0.3, 0.3, 0.3]])
+    features = sources @ mixing.mT + 2
+    axes, values, mean = klt(features, 3)
+    torch.testing.assert_close(axes @ axes.mT, torch.eye(3), atol=1e-5, rtol=0)
+    assert bool((values[:-1] >= values[1:]).all())
+    encoder, decoder, mean = ica(features, 3)
+    z = (features - mean).flatten(0, 1) @ encoder.mT
+    torch.testing.assert_close(z @ decoder.mT + mean, features.flatten(0, 1), atol=1e-4, rtol=0)
+    match = torch.corrcoef(torch.cat([z, sources.flatten(0, 1)], 1).mT)[:3, 3:].abs()
+    assert float(match.amax(1).min()) > 0.98
+
+
+def test_water_filling_by_hand():
+    # Each bit quarters a channel's distortion: 64, 16, 4, 1 are level after 3, 2, 1, 0 bits.
+    assert water_filling(torch.tensor([64.0, 16.0, 4.0, 1.0]), 6).tolist() == [3, 2, 1, 0]
+
+
+def test_a_token_pays_for_its_own_range():
+    torch.manual_seed(0)
+    features = torch.randn(64, 4, 8)
+    plain, own = (Uniform(features, 6, kind, 2) for kind in ("channel", "token"))
+    assert plain.eval().send(features).nominal == 4 * 6 * 2
+    found = own.eval().send(features)
+    assert found.nominal == 4 * 6 * 2 + 4 * 16
+    z = own.encoder(features)
+    span = z.amax(2) - z.amin(2)
+    sent = own.decoder.weight.pinverse() @ (found.features - own.decoder.bias)[..., None]
+    assert float(((sent[..., 0] - z).abs() <= span[..., None] / 6 + 0.05).float().mean()) == 1.0
+
+
+def test_pictures_lose_and_headers_are_told_apart():
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels[:10, :10] = (200, 30, 30)
+    for how in ("jpeg", "webp"):
+        best, whole, bare = images.compressed(pixels, how, 95)
+        worst, small, _ = images.compressed(pixels, how, 1)
+        assert small <= whole
+        assert 0 < bare < whole
+        difference = [np.abs(p.astype(int) - pixels).mean() for p in (best, worst)]
+        assert difference[0] < difference[1]
+
+
+def test_grading_agrees_with_the_demo():
+    from cmibq.demo.grading import grade
+
+    seen, model = vlm.material("demo", "dev", 6), vlm.frozen("demo")
+    right, losses = model.grade(seen.features, seen.asked)
+    theirs = grade(model.model, list(zip(seen.pixels, seen.asked, strict=True)))
+    assert right == [int(r) for r in theirs[0]]
+    np.testing.assert_allclose(losses, theirs[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("row", ["token", "klt", "top", "ours", "task"])
+def test_a_cell_is_made_once_and_asks_other_questions_without_training(row, tmp_path, monkeypatch):
+    monkeypatch.setenv(cells.FOLDER, str(tmp_path))
+    few = vlm.material("demo", "dev", 5)
+    monkeypatch.setattr(cells, "material", lambda model, split, n=0: vlm.material(model, split, 5))
+    cell = Cell(row, 4, 2, 1e-3, plan=QUICK)
+    found = cells.made(cell)
+    assert len(found["right"]) == len(found["losses"]) == sum(map(len, few.asked))
+    streams = len(found["right"]) if row == "task" else len(few.asked)
+    assert len(found["bits"]) == streams
+    monkeypatch.setattr(cells, "fit_", None)  # nothing is trained again
+    again = cells.made(Cell(row, 4, 2, 1e-3, plan=QUICK, split="test"))
+    assert again["record"] == found["record"]
+    assert cells.finished(cell)["bits"] == found["bits"]
+
+
+def test_results_from_cells_fill_the_page(tmp_path, monkeypatch):
+    monkeypatch.setenv(cells.FOLDER, str(tmp_path))
+    for module in (cells, collect):
+        monkeypatch.setattr(module, "material", lambda m, split, n=0: vlm.material(m, split, 5))
+    plan = tasks.Plan()
+    rng = np.random.default_rng(0)
+    made = [c for c in tasks.image_cells(split="test") if c.row in ("float", "webp")]
+    made += tasks.cells_of(("ours", "klt", "lsq"), seeds=(0, 1), split="test", plan=plan)
+    made += tasks.left_out_cells("sum", seeds=(0,), split="test")
+    for number, cell in enumerate(made):
+        told = {"right": rng.integers(2, size=20).tolist(), "losses": [0.1 + number] * 20}
+        told |= {"bits": [8.0 * number + 9] * 5, "nominal": 16.0, "record": {"seconds": 1.0}}
+        path = cells._path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told | {"stamp": cells._stamp(cell)}))
+    found = collect.collect("test", seeds=(0, 1))
+    assert found["questions"] == 20
+    assert {"ours", "klt", "lsq", "lsq, fixed", "webp"} <= set(found["rows"])
+    assert all(p["bytes"] == 2 for p in found["rows"]["lsq, fixed"])
+    assert found["left_out"][0]["kind"] == "sum"
+    text = page.filled(page.PAGE.read_text(), found)
+    assert "LSQ, per channel, fixed length" in text
+    pictures.draw(found, tmp_path)
+    assert (tmp_path / "cm-ibq-rates.png").stat().st_size > 10000
+
+
+def test_the_page_is_the_one_of_the_results():
+    results = Path(judge.__file__).with_name("results.json")
+    text = page.PAGE.read_text()
+    assert page.filled(text, read_json(results)) == text
