@@ -2,82 +2,208 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_BITS", "TABLE", "channel_bits", "offset", "reference"]
+from cmibq.errors import ConfigError
+from cmibq.ops.channel_bits_reference import (
+    MOST_BITS,
+    TABLE,
+    offset,
+    reference,
+    reference_backward,
+)
+from cmibq.ops.library import (
+    LIBRARY,
+    direct,
+    empty_like,
+    kernel_ready,
+    no_second,
+    once,
+    view,
+    wants_grad,
+)
+from cmibq.runtime import kernels
 
-MOST_BITS = 8
-TABLE = 2 ** (MOST_BITS + 1) - 1
-"""Entries of a channel's table of rates: ``2**b`` for every width b = 0..8, one after the other."""
+__all__ = ["MOST_BITS", "TABLE", "channel_bits", "offset", "reference", "reference_backward"]
 
-
-def offset(bits: Tensor) -> Tensor:
-    """Return where the entries of each width start in a table: ``2**bits - 1``."""
-    return (2 ** bits.long()) - 1
-
-
-def _round(x: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values on the grids of integer `bits`, and the codes; straight-through."""
-    top = (2.0**bits - 1).to(x.dtype)
-    step = (high - low) / top.clamp(min=1)
-    u = ((x - low) / step).clamp(min=0).minimum(top)
-    q = u + (u.round() - u).detach()
-    return torch.where(bits > 0, low + q * step, (low + high) / 2), q
-
-
-def _rate(q: Tensor, bits: Tensor, tables: Tensor) -> Tensor:
-    """Return the bits of codes by their tables; the slope in `q` is that between neighbours."""
-    rows, channels = q.shape
-    at, top = q.detach().long(), 2 ** bits.long() - 1
-    flat, column = tables.flatten(), torch.arange(channels, device=q.device) * TABLE
-    start = column + offset(bits).expand(rows, channels)
-    value, held = flat[start + at], flat.detach()
-    slope = (held[start + (at + 1).minimum(top)] - held[start + (at - 1).clamp(min=0)]) / 2
-    return value + slope * (q - q.detach())
+_OPERANDS = "Tensor x, Tensor low, Tensor high, Tensor bits, Tensor? tables, Tensor? key, SymInt n"
+LIBRARY.define(f"channel_bits({_OPERANDS}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    f"channel_bits_backward(Tensor gy, Tensor grate, {_OPERANDS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def reference(
-    x: Tensor, low: Tensor, high: Tensor, bits: Tensor, tables: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return ``(1 - f) Q_b(x) + f Q_{b+1}(x)``, b and f the whole and fractional bits, and rates.
+class _Operands(NamedTuple):
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    bits: Tensor
+    tables: Tensor | None
+    key: Tensor | None
+    samples: int
 
-    ``Q_b(x) = low + round((clamp(x) - low) / step) step`` with ``step = (high - low) / (2^b - 1)``,
-    and the centre for 0 bits. Gradients: straight through where x lies inside, ``Q_{b+1} - Q_b`` to
-    the bits, that of the step size (LSQ) to the ends; a rate has the slope between the neighbours
-    of a code.
+    def ready(self, *more: Tensor) -> bool:
+        """Tell whether the C kernels take them."""
+        given = self.x, self.low, self.high, self.bits, *more
+        return kernel_ready(*given) and (self.tables is None or kernel_ready(self.tables))
+
+    def views(self) -> Any:
+        """Return them as the C functions want them."""
+        arrays = [view(t.contiguous()) for t in self[:4]]
+        tables = None if self.tables is None else view(self.tables.contiguous())
+        if self.key is None:
+            return (*arrays, tables, 0, 0, 0, 0, 0)
+        return (*arrays, tables, self.samples, *self.key.tolist())
+
+
+def _forward_cpu(*operands: Any) -> tuple[Tensor, Tensor]:
+    o = _Operands(*operands)
+    if not o.ready():
+        return reference(*o)
+    y, rate = empty_like(o.x), torch.empty(o.x.shape[0])
+    kernels().channel_bits(*o.views(), view(y), view(rate))
+    return y, rate
+
+
+def _backward_cpu(gy: Tensor, grate: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    o = _Operands(*operands)
+    if not o.ready(gy, grate):
+        return reference_backward(gy, grate, *o)
+    gx, gbits = empty_like(o.x), torch.empty_like(o.bits, memory_format=torch.contiguous_format)
+    low, high = np.empty(o.low.shape), np.empty(o.high.shape)
+    tables = None if o.tables is None else np.empty(o.tables.shape)
+    given = view(gy.contiguous()), view(grate.contiguous())
+    kernels().channel_bits_bwd(*o.views(), *given, view(gx), view(gbits), low, high, tables)
+    sums = [torch.from_numpy(s.astype(np.float32)) for s in (low, high)]
+    gtables = gx.new_empty(0) if tables is None else torch.from_numpy(tables.astype(np.float32))
+    return gx, sums[0], sums[1], gbits, gtables
+
+
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0])
+
+
+def _fake_backward(gy: Tensor, grate: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    o = _Operands(*operands)
+    tables = o.x.new_empty(0) if o.tables is None else torch.empty_like(o.tables)
+    return (*(torch.empty_like(t) for t in o[:4]), tables)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.samples = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, gy: Tensor, grate: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    made = torch.ops.cmibq.channel_bits_backward(gy, grate, *saved, ctx.samples)
+    return (*made[:4], None if saved[4] is None else made[4], None, None)
+
+
+LIBRARY.impl("channel_bits", _forward_cpu, "CPU")
+LIBRARY.impl("channel_bits", reference, "CUDA")
+LIBRARY.impl("channel_bits_backward", _backward_cpu, "CPU")
+LIBRARY.impl("channel_bits_backward", reference_backward, "CUDA")
+torch.library.register_fake("cmibq::channel_bits", _fake, lib=LIBRARY)
+torch.library.register_fake("cmibq::channel_bits_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_autograd("cmibq::channel_bits", _autograd, setup_context=_setup, lib=LIBRARY)
+no_second("channel_bits")
+
+
+class _Eager(torch.autograd.Function):
+    """What autograd records where the dispatcher is left out; the same two functions."""
+
+    @staticmethod
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Tensor]:
+        """Return what the CPU function does."""
+        _setup(ctx, operands, None)
+        return _forward_cpu(*operands)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, gy: Tensor, grate: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all tensors but the key."""
+        saved = ctx.saved_tensors
+        made = _backward_cpu(gy, grate, *saved, ctx.samples)
+        return (*made[:4], None if saved[4] is None else made[4], None, None)
+
+
+def _check(o: _Operands) -> None:
+    """Refuse shapes that do not fit.
+
+    Raises:
+        ConfigError: naming the argument.
     """
-    groups = bits.shape[0]
-    bits = bits.repeat_interleave(x.shape[0] // groups, 0) if groups > 1 else bits
-    whole = bits.detach().floor().clamp(0, MOST_BITS - 1)
-    share = bits - whole
-    below, q0 = _round(x, low, high, whole)
-    above, q1 = _round(x, low, high, whole + 1)
-    y = below + share * (above - below)
-    if tables is None:
-        return y, x.new_zeros(x.shape[0])
-    r0, r1 = _rate(q0, whole, tables), _rate(q1, whole + 1, tables)
-    return y, (r0 + share * (r1 - r0)).sum(1)
+    rows, cols = o.x.shape
+    if o.bits.ndim != 2 or o.bits.shape[1] != cols or rows % max(o.bits.shape[0], 1):
+        raise ConfigError(
+            f"bits has shape {list(o.bits.shape)} for x {[rows, cols]}; give [G, {cols}], where G"
+            f" divides {rows}"
+        )
+    for name, t, want in (
+        ("low", o.low, [cols]),
+        ("high", o.high, [cols]),
+        ("tables", o.tables, [cols, TABLE]),
+    ):
+        if t is not None and list(t.shape) != want:
+            raise ConfigError(f"{name} has shape {list(t.shape)}; give {want}")
+    if o.key is not None and (o.samples < 1 or rows % o.samples):
+        raise ConfigError(f"samples is {o.samples}; give a divisor of the {rows} rows of x")
 
 
 def channel_bits(
-    x: Tensor, low: Tensor, high: Tensor, bits: Tensor, tables: Tensor | None = None
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bits: Tensor,
+    tables: Tensor | None = None,
+    *,
+    key: Tensor | None = None,
+    samples: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Round every column to its own width between its own ends; differentiable in all arguments.
 
+    Fractional bits lie between the two neighbouring widths: ``(1 - f) Q_b(x) + f Q_{b+1}(x)``. The
+    gradients are written down in ``csrc/kernels/channel_bits/scalar.c``.
+
     Args:
-        x: [R, C].
+        x: [R, C]. float32 on the CPU runs in C; halves are converted to it.
         low: [C], lowest level of each column.
-        high: [C], highest, above `low`.
-        bits: [G, C] in 0..8, fractions allowed; G divides R, and R / G rows share a row of it.
+        high: [C], highest, from `low` on; a column whose ends are equal has one value.
+        bits: [G, C] in 0..8, fractions allowed; G divides R, and ``R / G`` rows share one of it.
         tables: [C, 511] bits that every code of every width takes (`TABLE`); None: no rates.
+        key: `cmibq.ops.noise_key`; codes are then rounded at random, right in the mean.
+        samples: with a key: samples whose rows x has, one after the other.
 
     Returns:
-        The values [R, C], and the bits of every row [R] (0 without tables).
+        The values [R, C], and the bits of every row [R] (0 without tables). NaN stays NaN, and is
+        code 0 in the rate.
+
+    Raises:
+        ConfigError: a shape does not fit.
+        ValueError: ends that are not finite or not in order, widths outside 0..8 (on the CPU).
+
+    References:
+        Esser et al., "Learned Step Size Quantization", ICLR 2020, eq. 3.
 
     Example:
         >>> x, low, high = torch.tensor([[0.3, 0.8]]), torch.zeros(2), torch.ones(2)
         >>> channel_bits(x, low, high, torch.tensor([[1.0, 1.5]]))[0]
         tensor([[0.0000, 0.8333]])
     """
-    return reference(x, low, high, bits, tables)
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    o = _Operands(x, low, high, bits, tables, key, samples)
+    _check(o)
+    tensors = [t for t in o[:6] if t is not None]
+    if direct(*tensors):
+        if wants_grad(*tensors):
+            made: tuple[Tensor, Tensor] = _Eager.apply(*o)  # type: ignore[no-untyped-call]
+            return made
+        return _forward_cpu(*o)
+    found: tuple[Tensor, Tensor] = torch.ops.cmibq.channel_bits(*o)
+    return found

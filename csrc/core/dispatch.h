@@ -6,6 +6,7 @@
 #include "alloc.h"
 #include "attend.h"
 #include "attention.h"
+#include "channel.h"
 #include "cq.h"
 #include "fakequant.h"
 #include "gemm.h"

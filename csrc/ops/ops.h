@@ -308,4 +308,25 @@ cq_status cq_klclip_row(cq_ctx *cx, const uint32_t *counts, size_t levels, uint3
 cq_status cq_noise_fill(cq_ctx *cx, const cq_noise *s, int normal, uint64_t first, float *out,
                         size_t R, size_t C);
 
+/* Columns rounded to widths of their own (csrc/kernels/channel_bits). x [R, C], low, high [C], bits
+ * [G, C], tables [C, CQ_CHANNEL_TABLE] or NULL; G divides R. `noise` rounds at random unless NULL:
+ * rows are then samples of T rows each, from sample noise->sample on. */
+typedef struct cq_channel_args {
+    const float *x, *low, *high, *bits, *tables;
+    const cq_noise *noise;
+    size_t R, C, G, T;
+} cq_channel_args;
+
+/* What is added up in double; gtables is not touched without tables. */
+typedef struct cq_channel_grads {
+    float *gx, *gbits;    /* [R, C], [G, C] */
+    double *glow, *ghigh; /* [C] */
+    double *gtables;      /* [C, CQ_CHANNEL_TABLE] */
+} cq_channel_grads;
+
+/* y [R, C], rate [R]; gy [R, C], grate [R]. */
+cq_status cq_channel_bits(cq_ctx *cx, const cq_channel_args *a, float *y, float *rate);
+cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
+                              const float *grate, const cq_channel_grads *g);
+
 #endif

@@ -11,6 +11,7 @@ from tests.kernels.cases import (
     alloc,
     attend,
     attention,
+    channel_bits,
     codes,
     fakequant,
     fakequant_grids,
@@ -50,4 +51,5 @@ CASES: dict[str, Case] = {
     **attend.CASES,
     **rmsnorm.CASES,
     **noise.CASES,
+    **channel_bits.CASES,
 }

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/parallel.h"
+#include "ops.h"
+
+#include <float.h>
+#include <string.h>
+
+enum { ROWS = CQ_CHANNEL_ROWS, COLS = CQ_CHANNEL_COLS, TABLE = CQ_CHANNEL_TABLE };
+
+static int bad_width(float bits) { return !(bits >= 0.0f) | !(bits <= (float)CQ_CHANNEL_BITS); }
+
+static int bad_ends(float low, float high) {
+    return !(low >= -FLT_MAX) | !(high <= FLT_MAX) | !(low <= high) | !(high - low <= FLT_MAX);
+}
+
+static cq_status check(cq_ctx *cx, const cq_channel_args *a) {
+    for (size_t c = 0; c < a->C; c++)
+        if (bad_ends(a->low[c], a->high[c]))
+            return cq_refuse(cx, CQ_BAD_ENDS, c, (double)(a->high[c] - a->low[c]));
+    int bad = 0; /* first without branches: there may be as many widths as elements */
+    for (size_t i = 0; i < a->G * a->C; i++) bad |= bad_width(a->bits[i]);
+    for (size_t i = 0; bad && i < a->G * a->C; i++)
+        if (bad_width(a->bits[i])) return cq_refuse(cx, CQ_BAD_WIDTH, i, (double)a->bits[i]);
+    return CQ_OK;
+}
+
+typedef struct job {
+    const cq_kernels *k;
+    const cq_channel_args *a;
+    float *y, *rate;
+    const float *gy, *grate;
+    const cq_channel_grads *g;
+} job;
+
+/* The tile of rows r .. r + rows - 1 and of columns from c on; noise is written to `noise`. */
+static cq_channel_tile tile(const job *j, size_t r, size_t rows, size_t c, float *noise) {
+    const cq_channel_args *a = j->a;
+    const size_t cols = cq_min_size(COLS, a->C - c), group = r / (a->R / a->G);
+    for (size_t i = r; a->noise && i < r + rows; i++) {
+        cq_noise s = *a->noise;
+        s.sample += (uint32_t)(i / a->T);
+        j->k->noise_uniform_f32(&s, (uint64_t)(i % a->T) * a->C + c, cols, noise + (i - r) * COLS);
+    }
+    return (cq_channel_tile){.x = a->x + r * a->C + c,
+                             .low = a->low + c,
+                             .high = a->high + c,
+                             .bits = a->bits + group * a->C + c,
+                             .tables = a->tables ? a->tables + c * TABLE : NULL,
+                             .noise = a->noise ? noise : NULL,
+                             .rows = rows,
+                             .cols = cols,
+                             .ld = a->C};
+}
+
+/* Rows of a tile that starts at row r: no more than a tile takes, up to `end` and of one group. */
+static size_t tile_rows(const cq_channel_args *a, size_t r, size_t end) {
+    const size_t height = a->R / a->G, left = height - r % height;
+    return cq_min_size(ROWS, cq_min_size(left, end - r));
+}
+
+static void forward(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    float noise[ROWS * COLS];
+    (void)block;
+    for (size_t r = begin, rows; r < end; r += rows) {
+        double rate[ROWS * 8] = {0};
+        rows = tile_rows(j->a, r, end);
+        for (size_t c = 0; c < j->a->C; c += COLS) {
+            cq_channel_tile t = tile(j, r, rows, c, noise);
+            t.y = j->y + r * j->a->C + c;
+            t.rate = rate;
+            j->k->channel_bits_f32(&t);
+        }
+        for (size_t i = 0; i < rows; i++) j->rate[r + i] = (float)cq_sum_lanes(rate + 8 * i);
+    }
+}
+
+cq_status cq_channel_bits(cq_ctx *cx, const cq_channel_args *a, float *y, float *rate) {
+    job j = {.k = cx->k, .a = a, .y = y, .rate = rate};
+    CQ_TRY(check(cx, a));
+    return cq_parallel_rows(cx, a->R, cq_grain(a->C), forward, &j);
+}
+
+/* One strip of columns, all rows: every column sum and table belongs to one strip. */
+static void backward(void *ctx, size_t begin, size_t end, size_t block) {
+    const job *j = ctx;
+    const cq_channel_args *a = j->a;
+    const size_t c = begin * COLS, cols = cq_min_size(COLS, a->C - c);
+    const size_t height = a->G ? a->R / a->G : 0;
+    double gbits[COLS] = {0}, *glow = j->g->glow + c, *ghigh = j->g->ghigh + c;
+    float noise[ROWS * COLS];
+    (void)end;
+    (void)block;
+    memset(glow, 0, cols * sizeof *glow);
+    memset(ghigh, 0, cols * sizeof *ghigh);
+    if (a->tables) memset(j->g->gtables + c * TABLE, 0, cols * TABLE * sizeof *j->g->gtables);
+    for (size_t r = 0, rows; r < a->R; r += rows) {
+        rows = tile_rows(a, r, a->R);
+        cq_channel_tile t = tile(j, r, rows, c, noise);
+        t.gy = j->gy + r * a->C + c;
+        t.grate = j->grate + r;
+        t.gx = j->g->gx + r * a->C + c;
+        t.gbits = gbits;
+        t.glow = glow;
+        t.ghigh = ghigh;
+        t.gtables = a->tables ? j->g->gtables + c * TABLE : NULL;
+        j->k->channel_bits_bwd_f32(&t);
+        if ((r + rows) % height) continue;
+        float *to = j->g->gbits + r / height * a->C + c;
+        for (size_t i = 0; i < cols; i++) to[i] = (float)gbits[i];
+        memset(gbits, 0, sizeof gbits);
+    }
+}
+
+cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
+                              const float *grate, const cq_channel_grads *g) {
+    job j = {.k = cx->k, .a = a, .gy = gy, .grate = grate, .g = g};
+    CQ_TRY(check(cx, a));
+    if (!a->R) memset(g->gbits, 0, a->G * a->C * sizeof *g->gbits);
+    return cq_parallel_rows(cx, cq_ceil_div(a->C, COLS), 1, backward, &j);
+}
