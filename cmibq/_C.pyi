@@ -501,3 +501,30 @@ class Kernels:
         gtables: _F64 | None,
         /,
     ) -> None: ...
+    def rangecode_encode(
+        self,
+        cdf: _U16,
+        first: NDArray[uint32],
+        context: _S32,
+        group: _S32,
+        symbols: _U8,
+        out: _U8,
+        sizes: _S64,
+        work: NDArray[uint32],
+        /,
+    ) -> None: ...
+    def rangecode_decode(
+        self,
+        cdf: _U16,
+        first: NDArray[uint32],
+        context: _S32,
+        group: _S32,
+        payload: _U8,
+        sizes: _S64,
+        symbols: _U8,
+        whole: _U8,
+        work: NDArray[uint32],
+        /,
+    ) -> None: ...
+    def rangecode_workspace(self, groups: int, cols: int, /) -> int: ...
+    def rangecode_bytes(self, rows: int, cols: int, lanes: int, /) -> int: ...

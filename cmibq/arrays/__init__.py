@@ -21,6 +21,14 @@ from cmibq.arrays.pack import pack, unpack
 from cmibq.arrays.qgemm import qgemm, qgemm_s8
 from cmibq.arrays.qparams import qparams, qparams_mse
 from cmibq.arrays.race import Race, race
+from cmibq.arrays.rangecode import (
+    RangeStream,
+    RangeTables,
+    integer_frequencies,
+    range_bits,
+    range_decode,
+    range_encode,
+)
 from cmibq.arrays.reduce import absmax, abssum, minmax
 from cmibq.arrays.scaleloss import scaleloss
 from cmibq.arrays.search import ScaleSearch, search_scales
@@ -33,6 +41,8 @@ __all__ = [
     "Histogram",
     "PackedWeight",
     "Race",
+    "RangeStream",
+    "RangeTables",
     "ScaleSearch",
     "absmax",
     "abssum",
@@ -50,6 +60,7 @@ __all__ = [
     "gemm",
     "gemm_s8",
     "gptq",
+    "integer_frequencies",
     "klclip",
     "minmax",
     "output_error",
@@ -64,6 +75,9 @@ __all__ = [
     "qparams",
     "qparams_mse",
     "race",
+    "range_bits",
+    "range_decode",
+    "range_encode",
     "round_bits",
     "scaleloss",
     "search_scales",

@@ -13,6 +13,7 @@
 #include "philox.h"
 #include "qgemm.h"
 #include "qprefill.h"
+#include "rangecode.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

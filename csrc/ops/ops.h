@@ -329,4 +329,26 @@ cq_status cq_channel_bits(cq_ctx *cx, const cq_channel_args *a, float *y, float 
 cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
                               const float *grate, const cq_channel_grads *g);
 
+/* Range coding (kernels/rangecode). Table k is cdf[first[k] .. first[k + 1]); element (r, c) has
+ * the table context[group[r]][c], of which those with one entry are not coded. first [K + 1], cdf
+ * [E], context [G, C], group [R]. */
+typedef struct cq_range_model {
+    const uint16_t *cdf;
+    const uint32_t *first;
+    const int32_t *context, *group;
+    size_t E, K, G, C, R;
+} cq_range_model;
+
+/* symbols [R, C], the columns of a row dealt to the lanes in turn; out [lanes, room], of which
+ * sizes [lanes] bytes are used. work [cq_rangecode_workspace]. payload: the lanes one after the
+ * other; whole [lanes]: 1 where these are bytes that encode writes, 0 where others. */
+size_t cq_rangecode_workspace(size_t G, size_t C);
+size_t cq_rangecode_bytes(size_t R, size_t C, size_t lanes);
+cq_status cq_rangecode_encode(cq_ctx *cx, const cq_range_model *m, const uint8_t *symbols,
+                              uint8_t *out, int64_t *sizes, size_t lanes, size_t room,
+                              uint32_t *work);
+cq_status cq_rangecode_decode(cq_ctx *cx, const cq_range_model *m, const uint8_t *payload,
+                              size_t size, const int64_t *sizes, uint8_t *symbols, uint8_t *whole,
+                              size_t lanes, uint32_t *work);
+
 #endif

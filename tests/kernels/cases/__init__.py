@@ -25,6 +25,7 @@ from tests.kernels.cases import (
     qparams,
     qprefill,
     qtile,
+    rangecode,
     reduce,
     rmsnorm,
     scaleloss,
@@ -52,4 +53,5 @@ CASES: dict[str, Case] = {
     **rmsnorm.CASES,
     **noise.CASES,
     **channel_bits.CASES,
+    **rangecode.CASES,
 }
