@@ -66,7 +66,8 @@ def _forward_cpu(*operands: Any) -> tuple[Tensor, Tensor]:
     if not o.ready():
         return reference(*o)
     y, rate = empty_like(o.x), torch.empty(o.x.shape[0])
-    kernels().channel_bits(*o.views(), view(y), view(rate))
+    args: Any = (*o.views(), view(y), view(rate))
+    kernels().channel_bits(*args)
     return y, rate
 
 
@@ -77,8 +78,9 @@ def _backward_cpu(gy: Tensor, grate: Tensor, *operands: Any) -> tuple[Tensor, ..
     gx, gbits = empty_like(o.x), torch.empty_like(o.bits, memory_format=torch.contiguous_format)
     low, high = np.empty(o.low.shape), np.empty(o.high.shape)
     tables = None if o.tables is None else np.empty(o.tables.shape)
-    given = view(gy.contiguous()), view(grate.contiguous())
-    kernels().channel_bits_bwd(*o.views(), *given, view(gx), view(gbits), low, high, tables)
+    outer = view(gy.contiguous()), view(grate.contiguous())
+    args: Any = (*o.views(), *outer, view(gx), view(gbits), low, high, tables)
+    kernels().channel_bits_bwd(*args)
     sums = [torch.from_numpy(s.astype(np.float32)) for s in (low, high)]
     gtables = gx.new_empty(0) if tables is None else torch.from_numpy(tables.astype(np.float32))
     return gx, sums[0], sums[1], gbits, gtables
