@@ -10,6 +10,7 @@ from cmibq.ops.fakequant import fakequant
 from cmibq.ops.gemm import gemm
 from cmibq.ops.gemm_s8 import gemm_s8
 from cmibq.ops.grids import fakequant_log2, fakequant_torch_compat, power_of_two
+from cmibq.ops.linear import linear, training_precision
 from cmibq.ops.noise import noise_key, normal, uniform
 from cmibq.ops.pack import pack, unpack
 from cmibq.ops.qgemm import qgemm, qgemm_s8
@@ -36,6 +37,7 @@ __all__ = [
     "fakequant_torch_compat",
     "gemm",
     "gemm_s8",
+    "linear",
     "minmax",
     "noise_key",
     "normal",
@@ -52,6 +54,7 @@ __all__ = [
     "round_bits",
     "scaleloss",
     "token_error",
+    "training_precision",
     "uniform",
     "unpack",
     "unrepack",

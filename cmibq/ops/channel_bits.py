@@ -30,6 +30,7 @@ from cmibq.runtime import kernels
 
 __all__ = ["MOST_BITS", "TABLE", "channel_bits", "offset", "reference", "reference_backward"]
 
+_HALVES = (torch.bfloat16, torch.float16)
 _OPERANDS = "Tensor x, Tensor low, Tensor high, Tensor bits, Tensor? tables, Tensor? key, SymInt n"
 LIBRARY.define(f"channel_bits({_OPERANDS}) -> (Tensor, Tensor)")
 LIBRARY.define(
@@ -198,7 +199,7 @@ def channel_bits(
         >>> channel_bits(x, low, high, torch.tensor([[1.0, 1.5]]))[0]
         tensor([[0.0000, 0.8333]])
     """
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    x, low, high, bits = (t.float() if t.dtype in _HALVES else t for t in (x, low, high, bits))
     o = _Operands(x, low, high, bits, tables, key, samples)
     _check(o)
     tensors = [t for t in o[:6] if t is not None]
