@@ -26,7 +26,7 @@ def title(run: Any) -> str:
     """
     if run.name:
         return str(run.name)
-    if run.w_bit == 16 and run.model_args:
+    if getattr(run, "w_bit", 16) == 16 and run.model_args:
         return parse_model_args(run.model_args).name
     acts = f"a{run.a_bit}" if run.a_bit < 16 else ""
     return f"{run.method} w{run.w_bit}{acts} g{run.w_group}"

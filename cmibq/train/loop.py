@@ -17,9 +17,10 @@ from cmibq.train.checkpoints import Checkpoints
 from cmibq.train.journal import Journal
 from cmibq.train.peers import average_, world
 
-__all__ = ["Loop", "Parts", "StepRecord", "moved", "run_steps"]
+__all__ = ["Found", "Loop", "Parts", "StepRecord", "moved", "run_steps"]
 
 StepRecord = dict[str, float]
+Found = Mapping[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Loop:
         checkpoints: where to save, and to resume from; None = nowhere.
         journal: gets the terms of every step; None = none.
         on_step: called after every step with its number and its terms.
+        watch: called in every step with its number and what the layer found in its last batch.
 
     Raises:
         ConfigError: a number is out of range.
@@ -50,6 +52,7 @@ class Loop:
     checkpoints: Checkpoints | None = None
     journal: Journal | None = None
     on_step: Callable[[int, StepRecord], None] | None = None
+    watch: Callable[[int, Found], None] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("accumulate", 1), ("steps", 0), ("start", 0)):
@@ -185,7 +188,7 @@ def run_steps(
     dataloader: Iterable[Any],
     device: torch.device,
     begin: Callable[[int], dict[str, float]],
-    losses: Callable[[Any], tuple[Tensor, Mapping[str, Tensor]]],
+    losses: Callable[[Any], tuple[Tensor, Mapping[str, Tensor], Found]],
 ) -> list[StepRecord]:
     """Make one pass over the data.
 
@@ -195,7 +198,8 @@ def run_steps(
         dataloader: the batches.
         device: to run on.
         begin: told the number of an optimiser step before it; returns numbers for its record.
-        losses: (batch) -> what to minimise, and terms for the record, ``total`` among them.
+        losses: (batch) -> what to minimise, terms for the record, ``total`` among them, and what
+            the layer found.
 
     Returns:
         The record of every step that was done now, or read from the journal if it was done before.
@@ -213,7 +217,7 @@ def run_steps(
         more, sums = begin(step), dict[str, Tensor]()
         for batch in chunk:
             with loop.precision(device):
-                loss, terms = losses(moved(batch, device))
+                loss, terms, found = losses(moved(batch, device))
             if device.type == "cpu" and not bool(torch.isfinite(loss.detach())):
                 records.add(step, {**terms, "total": loss}, more)
             (loss / len(chunk)).backward()
@@ -221,6 +225,8 @@ def run_steps(
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(chunk)
         _update(loop, parts)
         records.add(step, sums, more)
+        if loop.watch is not None:
+            loop.watch(step, found)
         step += 1
         if loop.checkpoints is not None and loop.checkpoints.due(step):
             records.flush()

@@ -12,8 +12,8 @@ from cmibq.errors import DataError, ModelError
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.train.alignment import AlignmentHead
-from cmibq.train.loop import Loop, Parts, StepRecord, run_steps
-from cmibq.train.losses import composite
+from cmibq.train.loop import Found, Loop, Parts, StepRecord, run_steps
+from cmibq.train.losses import Terms, composite
 from cmibq.train.peers import unwrapped
 from cmibq.train.schedule import BitSchedule
 
@@ -70,18 +70,31 @@ def _rate(layer: IBQuantizedLayer, mu: Tensor, bits: Tensor) -> Tensor:
     return told.view(len(mu), -1).sum(1)
 
 
-def _seen(layer: IBQuantizedLayer, output: Any) -> dict[str, Tensor | None]:
-    """Return the diagnostics of a host's output, with the rate."""
+def _joined(each: list[Terms], parts: list[dict[str, Any]], loss: Tensor) -> Terms:
+    """Return the terms of parts of a batch, weighted by their elements; 0 where there is none."""
+    if len(each) == 1:
+        return each[0]
+    sizes = [part["mu"].numel() for part in parts]
+    zero = loss.new_zeros(())
+    weighted = [[v * (n / sum(sizes)) for v in t] for t, n in zip(each, sizes, strict=True)]
+    columns = zip(*weighted, strict=True) if each else [()] * len(Terms._fields)
+    return Terms(*(sum(column, zero) for column in columns))
+
+
+def _seen(layer: IBQuantizedLayer, output: Any) -> list[dict[str, Any]]:
+    """Return the diagnostics of a host's output, with the rate; several if it has several parts."""
     found = output.get("cm_ibq") if isinstance(output, Mapping) else None
-    if not isinstance(found, Mapping) or output.get("loss") is None:
+    parts = [found] if isinstance(found, Mapping) else found
+    if not isinstance(parts, list | tuple) or output.get("loss") is None:
         raise ModelError(
             "the model's output must be a dictionary with a scalar loss and a nested cm_ibq"
             " dictionary; see docs/systems/cm-ibq.md"
         )
-    told = dict(found)
-    if told.get("rate") is None and layer.config.rate == "discrete" and "mu" in told:
-        told["rate"] = _rate(layer, told["mu"], told["bit_allocation"])
-    return told
+    made = [dict(part) for part in parts]
+    for told in made:
+        if told.get("rate") is None and layer.config.rate == "discrete" and "mu" in told:
+            told["rate"] = _rate(layer, told["mu"], told["bit_allocation"])
+    return made
 
 
 def stage_one_pretrain(
@@ -135,14 +148,14 @@ def stage_one_pretrain(
     compiled: Any = getattr(layer, "dynamo_ctx", None)  # of a module that torch.compile made
     run = inner.run if compiled is None else compiled(inner.run)
 
-    def losses(batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def losses(batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor], Found]:
         if "features" not in batch:
             raise DataError(f"a batch of stage one has {', '.join(batch)}; it needs features")
         told = run(batch["features"], batch.get("task_embedding"), target_bits=target)
         found = dict(zip(_NAMES, told, strict=True)) | {"features": batch["features"]}
         found |= {name: batch.get(name) for name in _OF_BATCH}
         terms = composite(inner.config, found, target, gamma, alignment=alignment)
-        return terms.total, terms._asdict()
+        return terms.total, terms._asdict(), found
 
     def begin(step: int) -> dict[str, float]:
         return {"target_bits": target}
@@ -168,7 +181,8 @@ def stage_two_finetune(
     Args:
         layer: the layer inside `model`.
         model: called as ``model(batch, target_bits=...)``; returns a dictionary with ``loss`` and
-            ``cm_ibq`` (see `cmibq.train.losses.composite`). May be wrapped by DDP or FSDP.
+            ``cm_ibq`` (see `cmibq.train.losses.composite`; a list of such dictionaries where images
+            have unlike numbers of tokens). May be wrapped by DDP or FSDP.
         dataloader: batches of the model.
         optimiser: of what is trained.
         device: to run on.
@@ -201,12 +215,15 @@ def stage_two_finetune(
                 freeze(inner)
         return {"target_bits": inner.target_bits}
 
-    def losses(batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def losses(batch: Any) -> tuple[Tensor, Mapping[str, Tensor], Found]:
         output = model(batch, target_bits=inner.target_bits)
-        found = _seen(inner, output)
-        terms = composite(inner.config, found, inner.target_bits, gamma, alignment=alignment)
+        parts = _seen(inner, output)
+        bits = inner.target_bits
+        each = [composite(inner.config, p, bits, gamma, alignment=alignment) for p in parts]
+        terms = _joined(each, parts, output["loss"])
         total = output["loss"] + terms.total
-        return total, terms._asdict() | {"task": output["loss"], "total": total}
+        told = terms._asdict() | {"task": output["loss"], "total": total}
+        return total, told, parts[0] if parts else {}
 
     parts = Parts(2, modules, optimiser, model)
     logs = run_steps(loop, parts, batches, device, begin, losses)
