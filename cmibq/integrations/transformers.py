@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from cmibq.errors import ConfigError, ModelError, PackageError
+from cmibq.integrations.bottleneck import attach_cm_ibq, bridge_of, check, collect
 from cmibq.integrations.mapped import tile_
 from cmibq.io import is_package, load
 from cmibq.io.manifest import VERSION, LayerSpec
@@ -25,7 +26,7 @@ from cmibq.io.restore import share_, swap_
 from cmibq.models import accelerate_
 from cmibq.nn import PackedLinear
 
-__all__ = ["register"]
+__all__ = ["attach_cm_ibq", "bridge_of", "check", "collect", "register"]
 
 METHOD = "cmibq"
 

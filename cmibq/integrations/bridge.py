@@ -1,0 +1,262 @@
+"""The module that a host's projector gets: a CM-IBQ layer, always in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmibq.errors import ConfigError, ModelError
+from cmibq.integrations.request import CURRENT, Collected, Request, Units
+from cmibq.nn.ib_layer import IBQuantizedLayer
+from cmibq.recipe.base import at_least, choice
+from cmibq.recipe.cm_ibq import CMIBQConfig
+from cmibq.train import composite
+
+__all__ = ["NAME", "Bridge", "BridgeConfig", "bridge_of"]
+
+NAME = "cm_ibq"
+"""Of the module inside the projector, and of the field in a host's config.json."""
+
+_FIELDS = ("quantised", "reconstructed", "mu", "logvar", "bit_allocation", "rate")
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """A CM-IBQ layer, and how it sits in a host; what config.json holds under ``cm_ibq``.
+
+    Args:
+        layer: the layer; `feature_dim` is the width of the projector's output.
+        task: where task embeddings come from. text: mean of the prompt's token embeddings;
+            learned: one vector per task id, trained; given: with the batch (``cm_ibq_task``).
+        tasks: rows of the table of task vectors.
+        prompt_tokens: prompt tokens that count, from the end; 0 = all.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    layer: CMIBQConfig
+    task: str = "text"
+    tasks: int = 1
+    prompt_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        choice("task", self.task, ("text", "learned", "given"))
+        at_least("tasks", self.tasks, 1)
+        at_least("prompt_tokens", self.prompt_tokens, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, fields: BridgeConfig | CMIBQConfig | dict[str, Any], width: int) -> BridgeConfig:
+        """Return the configuration of what a user gave.
+
+        Args:
+            fields: a configuration, that of a layer, or either as a dictionary, where
+                ``feature_dim`` and ``task_dim`` may be missing.
+            width: of the host's text embeddings, which is that of the projector's output.
+
+        Raises:
+            ConfigError: an unknown key, or a value out of range.
+        """
+        if isinstance(fields, BridgeConfig):
+            return fields
+        if isinstance(fields, CMIBQConfig):
+            return cls(fields)
+        whole = dict(fields) if "layer" in fields else {"layer": dict(fields)}
+        layer = whole.pop("layer")
+        if isinstance(layer, dict):
+            dims = {"feature_dim": width}
+            dims |= {"task_dim": width} if layer.get("mode") == "task" else {}
+            given = {k: v for k, v in layer.items() if not (k in dims and v == 0)}
+            layer = CMIBQConfig.from_dict(dims | given)
+        for key in whole:
+            if key not in cls.__dataclass_fields__:
+                known = ", ".join(cls.__dataclass_fields__)
+                raise ConfigError(f"cm_ibq has no field {key!r}; allowed are {known}")
+        return cls(layer, **whole)
+
+
+class Bridge(nn.Module):
+    """A CM-IBQ layer behind a projector: takes its output, gives back the reconstruction.
+
+    The layer runs in float32 and stays so under ``.half()`` and autocast; the result has the type
+    of what came in. While training it leaves loss terms in the request in force
+    (`cmibq.integrations.request`); the host's forward hook adds them to the loss.
+
+    Args:
+        options: see `BridgeConfig`.
+
+    Attributes:
+        layer: the `IBQuantizedLayer`.
+        task_vectors: table of learned task vectors, or None.
+        enabled: False passes features on as they are.
+        add_loss: False leaves the host's loss alone; take `last_terms`.
+        share: weight of the terms where the loss is a sum over accumulated batches.
+        last_terms: loss terms of the last training forward, detached.
+
+    Example:
+        >>> bridge = Bridge(BridgeConfig(CMIBQConfig(feature_dim=4, hidden_dim=8)))
+        >>> bridge(torch.zeros(2, 3, 4, dtype=torch.bfloat16)).dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, options: BridgeConfig) -> None:
+        super().__init__()
+        self.options = options
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.device("cpu"):
+                self.layer = IBQuantizedLayer(options.layer)
+                learned = options.task == "learned" and options.layer.task_dim > 0
+                self.task_vectors = (
+                    nn.Embedding(options.tasks, options.layer.task_dim) if learned else None
+                )
+        finally:
+            torch.set_default_dtype(before)
+        self.enabled = self.add_loss = True
+        self.share = 1.0
+        self.last_terms: dict[str, Tensor] = {}
+        self._constants = {
+            name: buffer.clone()
+            for name, buffer in self.named_buffers()
+            if name not in self.state_dict()
+        }
+        self._ready = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bridge:
+        """Move, but keep the type."""
+
+        def moved(t: Tensor) -> Tensor:
+            out = fn(t)
+            same = out.dtype == t.dtype or not t.is_floating_point()
+            return out if same else t.to(out.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _prepare(self) -> None:
+        """Bring back what loaders lose: constants that no checkpoint holds, float32."""
+        for name, value in self._constants.items():
+            self.get_buffer(name).copy_(value)
+        if any(p.dtype != torch.float32 for p in self.parameters()):
+            self.layer.float()
+        self._ready = True
+
+    def check_trained(self) -> None:
+        """Refuse to run, outside training, a layer that has seen no features.
+
+        Raises:
+            ModelError: with what to do.
+        """
+        if not self.training and not bool(self.layer.quantizer.seen > 0):
+            raise ModelError(
+                "the CM-IBQ layer has never seen features: the checkpoint holds no cm_ibq weights,"
+                " or it is not trained yet; load one that does, or train"
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the reconstruction of features [U, T, D] or [S, D]: their shape, their type.
+
+        Raises:
+            ModelError: not trained, or the features are not those that the request names.
+            Collected: the request collects features.
+        """
+        request = CURRENT.get() or Request()
+        request.called = True
+        if not self.enabled and not request.collect:
+            return features
+        if not self._ready:
+            self._prepare()
+        if not request.collect:
+            self.check_trained()
+        with torch.autocast(features.device.type, enabled=False):
+            return self._run(features.float(), request).to(features.dtype)
+
+    def _run(self, features: Tensor, request: Request) -> Tensor:
+        if features.ndim == 2 and not request.kinds:
+            return self._part(features[None], None, request)[0]
+        units = request.units(features)
+        made: list[Tensor] = list(_units(features, units))
+        for chosen in _same(made):
+            index = torch.tensor(chosen, device=features.device)
+            rows = units.rows.to(features.device)[index]
+            if request.seen is not None:
+                index = index[request.seen.to(rows.device)[rows]]
+                rows = units.rows.to(features.device)[index]
+            if len(index):
+                part = torch.stack([made[i] for i in index.tolist()])
+                for i, value in zip(index.tolist(), self._part(part, rows, request), strict=True):
+                    made[i] = value
+        if request.collect:
+            raise Collected
+        out = torch.cat(made).view_as(features)
+        return out if request.terms or not self.training else out + self.nothing()
+
+    def nothing(self) -> Tensor:
+        """Return 0 that depends on every parameter: ranks without images wait for nobody."""
+        return torch.stack([p.sum() * 0.0 for p in self.parameters()]).sum()
+
+    def _embedding(self, rows: Tensor | None, request: Request) -> Tensor | None:
+        """Return the task embedding of units, [U, E].
+
+        Raises:
+            ModelError: the layer needs one and there is none.
+        """
+        if self.options.layer.mode != "task":
+            return None
+        if request.embedding is None or rows is None:
+            raise ModelError(
+                "mode is 'task' but the call brings no task embedding; call the model with"
+                " input_ids, or with cm_ibq_task"
+            )
+        told = request.embedding.to(rows.device)
+        if self.task_vectors is not None:
+            told = self.task_vectors(told.long())
+        picked: Tensor = told[rows].float()
+        return picked
+
+    def _part(self, x: Tensor, rows: Tensor | None, request: Request) -> Tensor:
+        """Run units of the same length [U, T, D]; note their terms."""
+        embedding = self._embedding(rows, request)
+        text = None if request.text is None or rows is None else request.text.to(x.device)[rows]
+        if request.collect:
+            told = {"features": x, "task_embedding": embedding, "text_features": text}
+            request.collected.append({k: v.detach() for k, v in told.items() if v is not None})
+            return x
+        result = self.layer.run(x, embedding)
+        if self.training:
+            found = dict(zip(_FIELDS, result, strict=False)) | {"features": x}
+            if text is not None:
+                found["text_features"] = text
+            target = self.layer.target_bits
+            request.terms.append((composite(self.options.layer, found, target), x[..., 0].numel()))
+            request.found.append(found)
+        return result.reconstruction
+
+
+def _units(features: Tensor, units: Units) -> tuple[Tensor, ...]:
+    """Return the features of every unit, [T_u, D]."""
+    flat = features.reshape(-1, features.shape[-1])
+    return flat.split(list(units.lengths)) if units.lengths else features.unbind(0)
+
+
+def _same(made: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of units, those of the same length together."""
+    groups: dict[int, list[int]] = {}
+    for i, value in enumerate(made):
+        groups.setdefault(len(value), []).append(i)
+    return list(groups.values())
+
+
+def bridge_of(model: nn.Module) -> Bridge | None:
+    """Return the bridge of a model, or None."""
+    found = [m for m in model.modules() if isinstance(m, Bridge)]
+    return found[0] if found else None
