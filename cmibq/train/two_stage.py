@@ -210,20 +210,17 @@ def stage_two_finetune(
 
     def begin(step: int) -> dict[str, float]:
         if anneal:
-            inner.target_bits = schedule.bits(step)
-            if step >= schedule.freeze_step:
-                freeze(inner)
+            _aim(inner, schedule, step)
         return {"target_bits": inner.target_bits}
 
     def losses(batch: Any) -> tuple[Tensor, Mapping[str, Tensor], Found]:
         output = model(batch, target_bits=inner.target_bits)
-        parts = _seen(inner, output)
-        bits = inner.target_bits
-        each = [composite(inner.config, p, bits, gamma, alignment=alignment) for p in parts]
-        terms = _joined(each, parts, output["loss"])
+        found, bits = _seen(inner, output), inner.target_bits
+        each = [composite(inner.config, p, bits, gamma, alignment=alignment) for p in found]
+        terms = _joined(each, found, output["loss"])
         total = output["loss"] + terms.total
         told = terms._asdict() | {"task": output["loss"], "total": total}
-        return total, told, parts[0] if parts else {}
+        return total, told, found[0] if found else {}
 
     parts = Parts(2, modules, optimiser, model)
     logs = run_steps(loop, parts, batches, device, begin, losses)
@@ -232,7 +229,9 @@ def stage_two_finetune(
     return logs
 
 
-def freeze(layer: IBQuantizedLayer) -> None:
-    """Fix the bits of a layer to integer maps, once."""
-    if not bool(getattr(layer, "frozen", False)):
-        getattr(layer, "freeze_", lambda: None)()
+def _aim(layer: IBQuantizedLayer, schedule: BitSchedule, step: int) -> None:
+    """Set the target of a step; where the last part begins, fix the bits to integer maps, once."""
+    layer.target_bits = schedule.bits(step)
+    freeze = getattr(layer, "freeze_", None)
+    if step >= schedule.freeze_step and freeze is not None and not getattr(layer, "frozen", False):
+        freeze()
