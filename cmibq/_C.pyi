@@ -528,3 +528,42 @@ class Kernels:
     ) -> None: ...
     def rangecode_workspace(self, groups: int, cols: int, /) -> int: ...
     def rangecode_bytes(self, rows: int, cols: int, lanes: int, /) -> int: ...
+    def bottleneck(
+        self,
+        mu: _F32,
+        logvar: _F32,
+        low: _F32,
+        high: _F32,
+        bits: _F32,
+        samples: int,
+        seed: int,
+        step: int,
+        sample: int,
+        stream: int,
+        table: _F32,
+        y: _F32,
+        kl: _F32,
+        /,
+    ) -> None: ...
+    def bottleneck_bwd(
+        self,
+        mu: _F32,
+        logvar: _F32,
+        low: _F32,
+        high: _F32,
+        bits: _F32,
+        samples: int,
+        seed: int,
+        step: int,
+        sample: int,
+        stream: int,
+        table: _F32,
+        gy: _F32,
+        gkl: _F32,
+        gmu: _F32,
+        glogvar: _F32,
+        gbits: _F32,
+        glow: _F64,
+        ghigh: _F64,
+        /,
+    ) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cmibq.ops.alloc import project_bits, round_bits
 from cmibq.ops.attention import attention
+from cmibq.ops.bottleneck import bottleneck
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.ops.codes import codes, codes_token, decode, fakequant_token
 from cmibq.ops.fakequant import fakequant
@@ -27,6 +28,7 @@ __all__ = [
     "absmax",
     "abssum",
     "attention",
+    "bottleneck",
     "channel_bits",
     "codes",
     "codes_token",

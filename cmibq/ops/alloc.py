@@ -36,7 +36,10 @@ def reference_project(
     if x.numel() == 0:
         return x.clone()
     v, whole = x.double(), x.isfinite().all(1, keepdim=True)
-    if bool((v.abs() >= 2.0**24).any()):
+    far = (v.abs() >= 2.0**24).any()
+    if not v.is_cpu:  # asking would wait for the device
+        v = torch.where(far, _near(v, hi - lo), v)
+    elif bool(far):
         v = _near(v, hi - lo)
     w = torch.ones_like(v) if weight is None else weight.double().expand_as(v)
     corners, order = torch.cat([lo - v, hi - v], 1).sort(1)

@@ -78,7 +78,7 @@ PyObject *cq_py_channel_bits_bwd(PyObject *self, PyObject *const *args, Py_ssize
         return NULL;
     if (cq_expect_size(&a, "gtables", a.ptr[16] != NULL, a.ptr[4] != NULL, "given with tables") < 0)
         return NULL;
-    const cq_channel_grads g = {a.ptr[12], a.ptr[13], a.ptr[14], a.ptr[15], a.ptr[16]};
+    const cq_channel_grads g = {a.ptr[12], a.ptr[13], a.ptr[14], a.ptr[15], a.ptr[16], NULL};
     Py_BEGIN_ALLOW_THREADS
     status = cq_channel_bits_bwd(&a.cx, &all, a.ptr[10], a.ptr[11], &g);
     Py_END_ALLOW_THREADS

@@ -9,6 +9,7 @@
 #include "channel.h"
 #include "cq.h"
 #include "fakequant.h"
+#include "gaussian.h"
 #include "gemm.h"
 #include "philox.h"
 #include "qgemm.h"

@@ -52,6 +52,46 @@ static cq_channel_tile tile(const job *j, size_t r, size_t rows, size_t c, float
                              .ld = a->C};
 }
 
+/* Draws the latents of a tile into z [rows, C], and adds up the divergence of every row. */
+static void draw(const job *j, size_t r, size_t rows, size_t c, float *z, double *kl) {
+    const cq_channel_args *a = j->a;
+    const size_t cols = cq_min_size(COLS, a->C - c);
+    float noise[COLS];
+    for (size_t i = 0; i < rows; i++) {
+        const size_t at = (r + i) * a->C + c;
+        cq_noise s = *a->latent;
+        s.sample += (uint32_t)((r + i) / a->T);
+        j->k->noise_normal_f32(&s, (uint64_t)((r + i) % a->T) * a->C + c, cols, noise);
+        j->k->gaussian_f32(&(cq_gaussian_run){.mu = a->x + at,
+                                              .logvar = a->logvar + at,
+                                              .noise = noise,
+                                              .z = z + i * a->C,
+                                              .kl = kl + 8 * i,
+                                              .n = cols});
+    }
+}
+
+/* From the gradient of what was drawn, in gmu, to those of its mean and log variance. */
+static void undraw(const job *j, size_t r, size_t rows, size_t c) {
+    const cq_channel_args *a = j->a;
+    const size_t cols = cq_min_size(COLS, a->C - c);
+    float noise[COLS];
+    for (size_t i = 0; i < rows; i++) {
+        const size_t at = (r + i) * a->C + c;
+        cq_noise s = *a->latent;
+        s.sample += (uint32_t)((r + i) / a->T);
+        j->k->noise_normal_f32(&s, (uint64_t)((r + i) % a->T) * a->C + c, cols, noise);
+        j->k->gaussian_bwd_f32(&(cq_gaussian_run){.mu = a->x + at,
+                                                  .logvar = a->logvar + at,
+                                                  .noise = noise,
+                                                  .gz = j->g->gx + at,
+                                                  .gkl = j->grate[r + i],
+                                                  .gmu = j->g->gx + at,
+                                                  .glogvar = j->g->glogvar + at,
+                                                  .n = cols});
+    }
+}
+
 /* Rows of a tile that starts at row r: no more than a tile takes, up to `end` and of one group. */
 static size_t tile_rows(const cq_channel_args *a, size_t r, size_t end) {
     const size_t height = a->R / a->G, left = height - r % height;
@@ -69,6 +109,10 @@ static void forward(void *ctx, size_t begin, size_t end, size_t block) {
             cq_channel_tile t = tile(j, r, rows, c, noise);
             t.y = j->y + r * j->a->C + c;
             t.rate = rate;
+            if (j->a->logvar) {
+                draw(j, r, rows, c, t.y, rate);
+                t.x = t.y;
+            }
             j->k->channel_bits_f32(&t);
         }
         for (size_t i = 0; i < rows; i++) j->rate[r + i] = (float)cq_sum_lanes(rate + 8 * i);
@@ -104,7 +148,13 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
         t.glow = glow;
         t.ghigh = ghigh;
         t.gtables = a->tables ? j->g->gtables + c * TABLE : NULL;
+        if (a->logvar) {
+            double kl[ROWS * 8] = {0};
+            draw(j, r, rows, c, t.gx, kl);
+            t.x = t.gx;
+        }
         j->k->channel_bits_bwd_f32(&t);
+        if (a->logvar) undraw(j, r, rows, c);
         if ((r + rows) % height) continue;
         float *to = j->g->gbits + r / height * a->C + c;
         for (size_t i = 0; i < cols; i++) to[i] = (float)gbits[i];

@@ -310,10 +310,12 @@ cq_status cq_noise_fill(cq_ctx *cx, const cq_noise *s, int normal, uint64_t firs
 
 /* Columns rounded to widths of their own (csrc/kernels/channel_bits). x [R, C], low, high [C], bits
  * [G, C], tables [C, CQ_CHANNEL_TABLE] or NULL; G divides R. `noise` rounds at random unless NULL:
- * rows are then samples of T rows each, from sample noise->sample on. */
+ * rows are then samples of T rows each, from sample noise->sample on. With logvar [R, C]
+ * (csrc/kernels/gaussian) x are means, and what is rounded is drawn around them by the normal noise
+ * `latent`, whose samples are those rows too. */
 typedef struct cq_channel_args {
-    const float *x, *low, *high, *bits, *tables;
-    const cq_noise *noise;
+    const float *x, *low, *high, *bits, *tables, *logvar;
+    const cq_noise *noise, *latent;
     size_t R, C, G, T;
 } cq_channel_args;
 
@@ -322,9 +324,11 @@ typedef struct cq_channel_grads {
     float *gx, *gbits;    /* [R, C], [G, C] */
     double *glow, *ghigh; /* [C] */
     double *gtables;      /* [C, CQ_CHANNEL_TABLE] */
+    float *glogvar;       /* [R, C], with logvar */
 } cq_channel_grads;
 
-/* y [R, C], rate [R]; gy [R, C], grate [R]. */
+/* y [R, C], rate [R], which with logvar is the divergence in nats (and grate its gradient); gy
+ * [R, C], grate [R]. Tables and logvar exclude each other. */
 cq_status cq_channel_bits(cq_ctx *cx, const cq_channel_args *a, float *y, float *rate);
 cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
                               const float *grate, const cq_channel_grads *g);

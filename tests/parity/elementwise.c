@@ -241,19 +241,22 @@ static void noise(run *t) {
 
 /* Widths of every third row, so that rows of a tile end with a group; with all that is optional and
  * without. */
-static void channel_bits_with(run *t, int rated, int noisy) {
+static void channel_bits_with(run *t, int rated, int noisy, int drawn) {
     const size_t R = t->R, C = t->C, G = R % 3 ? 1 : R / 3, n = R * C;
     float *low = finite(t, C), *high = take(t, C * sizeof *high), *bits = take(t, G * C * 4);
     float *y = take(t, n * sizeof *y), *rate = take(t, R * sizeof *rate);
     for (size_t c = 0; c < C; c++) high[c] = low[c] + (float)(draw(t) % 4) * 0.75f;
     for (size_t i = 0; i < G * C; i++) bits[i] = (float)(draw(t) % 33) * 0.25f;
     const cq_noise noise = {{1, 2}, 3, 4, 5, NULL};
+    const cq_noise latent = {{1, 2}, 3, 4, 6, finite(t, 3 * CQ_NOISE_PIECES)};
     const cq_channel_args a = {.x = nasty(t, n),
                                .low = low,
                                .high = high,
                                .bits = bits,
                                .tables = rated ? finite(t, C * CQ_CHANNEL_TABLE) : NULL,
+                               .logvar = drawn ? finite(t, n) : NULL,
                                .noise = noisy ? &noise : NULL,
+                               .latent = &latent,
                                .R = R,
                                .C = C,
                                .G = G,
@@ -264,17 +267,19 @@ static void channel_bits_with(run *t, int rated, int noisy) {
     double *ends = take(t, 2 * C * sizeof *ends);
     double *tables = take(t, C * CQ_CHANNEL_TABLE * sizeof *tables);
     float *out = take(t, G * C * sizeof *out);
-    const cq_channel_grads g = {y, out, ends, ends + C, tables};
+    float *glogvar = take(t, n * sizeof *glogvar);
+    const cq_channel_grads g = {y, out, ends, ends + C, tables, glogvar};
     report_status(t, cq_channel_bits_bwd(t->cx, &a, finite(t, n), finite(t, R), &g));
     report_f32(t, y, n);
     report_f32(t, out, G * C);
     report_f64(t, ends, 2 * C);
     if (rated) report_f64(t, tables, C * CQ_CHANNEL_TABLE);
+    if (drawn) report_f32(t, glogvar, n);
 }
 
 static void channel_bits(run *t) {
-    channel_bits_with(t, 0, 0);
-    channel_bits_with(t, 1, t->C % 2);
+    channel_bits_with(t, 0, 0, 1);
+    channel_bits_with(t, 1, t->C % 2, 0);
 }
 
 const parity_case elementwise_cases[] = {

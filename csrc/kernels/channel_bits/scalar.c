@@ -20,7 +20,7 @@
  *   gtables[2^b - 1 + q] += grate w
  * with a0 / top0 = gy w0 / 2 for no bits, and no slope where the step is 1e-30.
  *
- * A tile of rows x columns. NaN in x gives NaN in y and in the gradients that are sums over it, 0
+ * A tile of rows x columns; y and gx may be x. NaN in x gives NaN in y and in the gradients that are sums over it, 0
  * in gx, and counts as code 0 in rates; +-inf saturates. Everything is float32 without FMA; sums
  * are in double, of columns row by row, of a row in lane c % 8. Exactness: EXACT. Source: Esser et
  * al., "Learned Step Size Quantization", ICLR 2020, eq. 3 (step); Balle et al., "End-to-end

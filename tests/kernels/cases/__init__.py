@@ -15,6 +15,7 @@ from tests.kernels.cases import (
     codes,
     fakequant,
     fakequant_grids,
+    gaussian,
     gemm,
     gemm_s8,
     histogram,
@@ -53,5 +54,6 @@ CASES: dict[str, Case] = {
     **rmsnorm.CASES,
     **noise.CASES,
     **channel_bits.CASES,
+    **gaussian.CASES,
     **rangecode.CASES,
 }
