@@ -14,7 +14,7 @@ from cmibq.integrations.request import CURRENT, Collected, Request, Units
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.recipe.base import at_least, choice
 from cmibq.recipe.cm_ibq import CMIBQConfig
-from cmibq.train import composite
+from cmibq.train.alignment import AlignmentHead
 
 __all__ = ["NAME", "Bridge", "BridgeConfig", "bridge_of"]
 
@@ -96,6 +96,7 @@ class Bridge(nn.Module):
     Attributes:
         layer: the `IBQuantizedLayer`.
         task_vectors: table of learned task vectors, or None.
+        alignment: temperature and projection of the alignment term, or None.
         enabled: False passes features on as they are.
         add_loss: False leaves the host's loss alone; take `last_terms`.
         share: weight of the terms where the loss is a sum over accumulated batches.
@@ -118,6 +119,12 @@ class Bridge(nn.Module):
                 learned = options.task == "learned" and options.layer.task_dim > 0
                 self.task_vectors = (
                     nn.Embedding(options.tasks, options.layer.task_dim) if learned else None
+                )
+                c = options.layer
+                self.alignment = (
+                    AlignmentHead(c.latent_dim, c.feature_dim, c.temperature)
+                    if c.alignment_weight
+                    else None
                 )
         finally:
             torch.set_default_dtype(before)
@@ -170,7 +177,6 @@ class Bridge(nn.Module):
             Collected: the request collects features.
         """
         request = CURRENT.get() or Request()
-        request.called = True
         if not self.enabled and not request.collect:
             return features
         if not self._ready:
@@ -184,6 +190,7 @@ class Bridge(nn.Module):
         if features.ndim == 2 and not request.kinds:
             return self._part(features[None], None, request)[0]
         units = request.units(features)
+        request.flat = request.flat or units.lengths is not None
         made: list[Tensor] = list(_units(features, units))
         for chosen in _same(made):
             index = torch.tensor(chosen, device=features.device)
@@ -198,7 +205,7 @@ class Bridge(nn.Module):
         if request.collect:
             raise Collected
         out = torch.cat(made).view_as(features)
-        return out if request.terms or not self.training else out + self.nothing()
+        return out if request.found or not self.training else out + self.nothing()
 
     def nothing(self) -> Tensor:
         """Return 0 that depends on every parameter: ranks without images wait for nobody."""
@@ -226,19 +233,17 @@ class Bridge(nn.Module):
     def _part(self, x: Tensor, rows: Tensor | None, request: Request) -> Tensor:
         """Run units of the same length [U, T, D]; note their terms."""
         embedding = self._embedding(rows, request)
-        text = None if request.text is None or rows is None else request.text.to(x.device)[rows]
+        told = {"features": x, "task_embedding": embedding}
+        if rows is not None and request.text is not None and request.text_ids is not None:
+            told["text_features"] = request.text.to(x.device)[rows]
+            told["text_ids"] = request.text_ids.to(x.device)[rows]
         if request.collect:
-            told = {"features": x, "task_embedding": embedding, "text_features": text}
             request.collected.append({k: v.detach() for k, v in told.items() if v is not None})
             return x
         result = self.layer.run(x, embedding)
         if self.training:
-            found = dict(zip(_FIELDS, result, strict=False)) | {"features": x}
-            if text is not None:
-                found["text_features"] = text
-            target = self.layer.target_bits
-            request.terms.append((composite(self.options.layer, found, target), x[..., 0].numel()))
-            request.found.append(found)
+            told |= zip(_FIELDS, result, strict=True)
+            request.found.append({k: v for k, v in told.items() if v is not None})
         return result.reconstruction
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig
 from cmibq.integrations.request import CURRENT, Request
+from cmibq.integrations.terms import terms_of
 from cmibq.integrations.units import fill
 
 __all__ = ["PROJECTORS", "add_bridge", "attached", "hook", "projector_of"]
@@ -112,7 +113,7 @@ def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     _leave(request, model)
     loss = getattr(output, "loss", None)
     if model.training and bridge.enabled and loss is not None:
-        terms = request.total()
+        terms = terms_of(bridge, request)
         if terms is not None:
             bridge.last_terms = {k: v.detach() for k, v in terms._asdict().items()}
             bridge.last_terms["task"] = loss.detach()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
-from cmibq.train import Terms
 
 __all__ = ["CURRENT", "Collected", "Request", "Units", "pooled", "runs"]
 
@@ -46,14 +45,24 @@ class Request:
     Args:
         embedding: task embedding of every row [R, E], float32, detached; None = not known.
         text: text features of every row [R, E], for the alignment; None = not known.
+        text_ids: what they are of, [R, S] token ids, -1 for the rest.
         kinds: units that the projector may be called with: of images, of videos.
         seen: rows with an image [R] bool; None = all. The others take no part in any term.
         collect: take the features and leave (`Collected`).
         scale: weight of the terms in the loss.
+        empty: not filled yet.
+        owner: the module whose forward set it.
+        token: how to unset it.
+        wanted: the output shall have the diagnostics.
+        given: ``cm_ibq_task`` of the call.
+        collected: features, when collecting.
+        found: diagnostics of each part that the layer ran on.
+        flat: images have unlike numbers of tokens; tokens are averaged, not images.
     """
 
     embedding: Tensor | None = None
     text: Tensor | None = None
+    text_ids: Tensor | None = None
     kinds: tuple[Units, ...] = ()
     seen: Tensor | None = None
     collect: bool = False
@@ -64,9 +73,8 @@ class Request:
     wanted: bool = False
     given: Tensor | None = None
     collected: list[dict[str, Tensor]] = field(default_factory=list)
-    terms: list[tuple[Terms, int]] = field(default_factory=list)
     found: list[dict[str, Tensor]] = field(default_factory=list)
-    called: bool = False
+    flat: bool = False
 
     def units(self, features: Tensor) -> Units:
         """Return the units of an output of the projector.
@@ -83,14 +91,6 @@ class Request:
                 " images in input_ids; give one image token, or run of them, per image"
             )
         return Units(torch.zeros(len(features), dtype=torch.int64))
-
-    def total(self) -> Terms | None:
-        """Return the terms of all parts, weighted by their elements; None where there were none."""
-        if not self.terms:
-            return None
-        whole = sum(n for _, n in self.terms)
-        parts = [[value * (n / whole) for value in terms] for terms, n in self.terms]
-        return Terms(*(torch.stack(column).sum() for column in zip(*parts, strict=True)))
 
 
 CURRENT: ContextVar[Request | None] = ContextVar("cmibq_request", default=None)

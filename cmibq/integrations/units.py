@@ -12,7 +12,7 @@ from cmibq.errors import ModelError
 from cmibq.integrations.bridge import Bridge
 from cmibq.integrations.request import Request, Units, pooled, prompt_and_text, runs
 
-__all__ = ["fill"]
+__all__ = ["describe", "fill"]
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
 _TOKENS = {
@@ -108,8 +108,7 @@ def fill(request: Request, model: nn.Module, bridge: Bridge, inputs: dict[str, A
     request.kinds = tuple(units for units, _ in found)
     known = all(sure for _, sure in found)
     one_row = given is not None and len(given) == 1
-    options = bridge.options
-    if options.layer.mode == "task" and not known and not one_row:
+    if bridge.options.layer.mode == "task" and not known and not one_row:
         raise ModelError(
             f"input_ids show no place for {len(found[0][0].rows)} images or tiles; give every image"
             " its tokens in input_ids, which mode 'task' needs to find the question"
@@ -117,14 +116,39 @@ def fill(request: Request, model: nn.Module, bridge: Bridge, inputs: dict[str, A
     request.embedding = given
     if ids is None:
         return
-    special = torch.tensor([t for k in _TOKENS for t in _tokens(host.config, k)], device=ids.device)
-    prompt, text = prompt_and_text(
-        ids, special, inputs.get("attention_mask"), inputs.get("labels"), options.prompt_tokens
-    )
+    tokens = [t for k in _TOKENS for t in _tokens(host.config, k)]
+    describe(request, model, bridge, ids, tokens, inputs, known)
+
+
+def describe(
+    request: Request,
+    model: nn.Module,
+    bridge: Bridge,
+    ids: Tensor,
+    special: list[int],
+    inputs: dict[str, Any],
+    known: bool = True,
+) -> None:
+    """Write what the text says into a request: task embedding, text features.
+
+    Args:
+        request: to fill.
+        model: with ``get_input_embeddings``.
+        bridge: its bridge.
+        ids: [R, S].
+        special: ids that are no text.
+        inputs: ``attention_mask`` and ``labels``, either may be missing.
+        known: rows of the units are known.
+    """
+    host: Any = model
+    options, marks = bridge.options, torch.tensor(special, device=ids.device)
+    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+    prompt, text = prompt_and_text(ids, marks, mask, labels, options.prompt_tokens)
     table = host.get_input_embeddings()
-    if given is None and options.layer.mode == "task" and options.task == "text":
+    if request.embedding is None and options.layer.mode == "task" and options.task == "text":
         request.embedding = pooled(table, ids, prompt)
-    if given is None and options.task == "learned" and options.tasks == 1:
+    if request.embedding is None and options.task == "learned" and options.tasks == 1:
         request.embedding = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     if known and options.layer.alignment_weight and (model.training or request.collect):
         request.text = pooled(table, ids, text)
+        request.text_ids = ids.where(text, -1)
