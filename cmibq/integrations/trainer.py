@@ -30,66 +30,71 @@ def _batches(loader: Any, args: Any, step: int) -> int:
     return last if step % steps == steps - 1 else whole
 
 
-class _Anneal:
-    """The work of the callback, free of transformers.
+def _bridge(model: Any) -> Bridge:
+    """Return the bridge of a model.
 
-    Args:
-        anneal: lower the target by the schedule of the layer's configuration.
-        finalize: make the integer tables of the coder when training ends.
+    Raises:
+        ModelError: it has none.
     """
+    bridge = bridge_of(model) if isinstance(model, nn.Module) else None
+    if bridge is None:
+        raise ModelError(
+            f"{type(model).__name__} has no CM-IBQ layer; call attach_cm_ibq(model, config)"
+            " before the Trainer is made"
+        )
+    return bridge
+
+
+class _Events:
+    """What the callback does; transformers calls these by name, see `cm_ibq_callback`."""
 
     def __init__(self, anneal: bool = True, finalize: bool = True) -> None:
+        super().__init__()
         self.anneal, self.finalize = anneal, finalize
         self.history: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def _bridge(self, model: Any) -> Bridge:
-        """Return the bridge.
-
-        Raises:
-            ModelError: the model has none.
-        """
-        bridge = bridge_of(model) if isinstance(model, nn.Module) else None
-        if bridge is None:
-            raise ModelError(
-                f"{type(model).__name__} has no CM-IBQ layer; call attach_cm_ibq(model, config)"
-                " before the Trainer is made"
-            )
-        return bridge
-
-    def begin(self, args: Any, state: Any, model: Any, loader: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Set target and weight of an optimiser step; freeze the maps when it is time."""
-        bridge = self._bridge(model)
+        bridge = _bridge(more["model"])
         step, layer = int(state.global_step), bridge.layer
         if self.anneal:
             schedule = BitSchedule.of(bridge.options.layer, max(int(state.max_steps), 1))
             layer.target_bits = schedule.bits(step)
-            if step >= schedule.freeze_step and hasattr(layer, "freeze_"):
-                layer.freeze_()
+            freeze: Any = getattr(layer, "freeze_", None)
+            if step >= schedule.freeze_step and freeze is not None:
+                freeze()
         across = getattr(args, "average_tokens_across_devices", False)
         processes = int(args.world_size) if across else 1
-        bridge.share = 1.0 / (_batches(loader, args, step) * processes)
+        batches = _batches(more.get("train_dataloader"), args, step)
+        bridge.share = 1.0 / (batches * processes)
 
-    def note(self, model: Any) -> None:
+    def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Take the terms of a batch into the averages that are logged next."""
-        terms = self._bridge(model).last_terms
-        for name, value in terms.items():
+        for name, value in _bridge(more["model"]).last_terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
 
-    def told(self, model: Any) -> dict[str, float]:
-        """Return the averages since the last call, by names for a log."""
-        if not self._count:
-            return {}
-        made = {f"cm_ibq/{name}": value / self._count for name, value in self._sums.items()}
-        made["cm_ibq/target_bits"] = self._bridge(model).layer.target_bits
-        self._sums, self._count = {}, 0
-        return made
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Do the same after the last batch of a step."""
+        self.on_substep_end(args, state, control, **more)
 
-    def end(self, model: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Add the averages since the last log."""
+        logs = more.get("logs")
+        if not self._count or logs is None:
+            return
+        told = {f"cm_ibq/{name}": value / self._count for name, value in self._sums.items()}
+        told["cm_ibq/target_bits"] = _bridge(more["model"]).layer.target_bits
+        self._sums, self._count = {}, 0
+        logs.update(told)
+        state.log_history[-1].update(told)
+        self.history.append({"step": state.global_step} | told)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Weight terms of other loops by 1 again; make the tables of the coder."""
-        bridge = self._bridge(model)
+        bridge = _bridge(more["model"])
         bridge.share = 1.0
         finalize: Any = getattr(bridge.layer, "finalize_", None)
         if self.finalize and finalize is not None:
@@ -101,52 +106,7 @@ class _Anneal:
 def _callback_class() -> type[Any]:
     from transformers import TrainerCallback
 
-    class CmIbqCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-        """Anneals, weights, freezes and logs; see `cm_ibq_callback`."""
-
-        def __init__(self, work: _Anneal) -> None:
-            self.work = work
-
-        @property
-        def history(self) -> list[dict[str, float]]:
-            return self.work.history
-
-        def on_step_begin(
-            self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
-        ) -> None:
-            self.work.begin(args, state, model, more.get("train_dataloader"))
-
-        def on_substep_end(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            self.work.note(model)
-
-        def on_step_end(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            self.work.note(model)
-
-        def on_log(
-            self,
-            args: Any,
-            state: Any,
-            control: Any,
-            model: Any = None,
-            logs: Any = None,
-            **_: Any,
-        ) -> None:
-            told = self.work.told(model)
-            if told and logs is not None:
-                logs.update(told)
-                state.log_history[-1].update(told)
-                self.work.history.append({"step": state.global_step} | told)
-
-        def on_train_end(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            self.work.end(model)
-
-    return CmIbqCallback
+    return type("CmIbqCallback", (_Events, TrainerCallback), {})
 
 
 def cm_ibq_callback(anneal: bool = True, finalize: bool = True) -> Any:
@@ -165,4 +125,4 @@ def cm_ibq_callback(anneal: bool = True, finalize: bool = True) -> Any:
         >>> type(cm_ibq_callback()).__name__
         'CmIbqCallback'
     """
-    return _callback_class()(_Anneal(anneal, finalize))
+    return _callback_class()(anneal, finalize)
