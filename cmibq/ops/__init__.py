@@ -21,6 +21,7 @@ from cmibq.ops.reduce import absmax, abssum, minmax
 from cmibq.ops.rmsnorm import rmsnorm
 from cmibq.ops.scaleerror import token_error, weight_error
 from cmibq.ops.scaleloss import scaleloss
+from cmibq.ops.sqdiff import mean_square_error
 from cmibq.ops.tiles import Tiling, repack, unrepack
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "gemm",
     "gemm_s8",
     "linear",
+    "mean_square_error",
     "minmax",
     "noise_key",
     "normal",

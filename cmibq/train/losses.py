@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmibq.errors import DataError
+from cmibq.ops.sqdiff import mean_square_error
 from cmibq.recipe.cm_ibq import CMIBQConfig
 from cmibq.train.alignment import AlignmentHead, alignment_loss
 from cmibq.train.peers import mean_weights
@@ -68,7 +69,7 @@ def ib_loss(
         weights = mean_weights(None, len(recon), recon.device)
     # A row that does not count may hold anything: 0 * nan is nan, so it is taken out first.
     kept = weights > 0
-    error = (_wide(recon) - _wide(features)).square().flatten(1).mean(1)
+    error = mean_square_error(_wide(recon), _wide(features).to(_wide(recon).dtype))
     error = (error.where(kept, error.new_zeros(())) * weights).sum()
     bits = _wide(rate).where(kept, error.new_zeros(()))
     return error, (bits * weights).sum() * (math.log(2.0) / elements)

@@ -355,4 +355,12 @@ cq_status cq_rangecode_decode(cq_ctx *cx, const cq_range_model *m, const uint8_t
                               size_t size, const int64_t *sizes, uint8_t *symbols, uint8_t *whole,
                               size_t lanes, uint32_t *work);
 
+/* Sum of squared differences of every row of a and b [R, C], and out = (a - b) factor [R]. `work`:
+ * cq_sqdiff_workspace values. */
+size_t cq_sqdiff_workspace(size_t R, size_t C);
+cq_status cq_sqdiff_row(cq_ctx *cx, const float *a, const float *b, double *sum, double *work,
+                        size_t R, size_t C);
+cq_status cq_sqdiff_bwd_row(cq_ctx *cx, const float *a, const float *b, const double *factor,
+                            float *out, size_t R, size_t C);
+
 #endif

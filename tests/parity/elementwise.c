@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fakequant, reduce, qparams, codes, pack, alloc, histogram, rmsnorm, noise, channel_bits. */
+/* fakequant, reduce, qparams, codes, pack, alloc, histogram, rmsnorm, noise, channel_bits,
+ * sqdiff. */
 #include "parity.h"
 
 static void fakequant(run *t, int col) {
@@ -282,6 +283,18 @@ static void channel_bits(run *t) {
     channel_bits_with(t, 1, t->C % 2, 0);
 }
 
+static void sqdiff(run *t) {
+    const size_t n = t->R * t->C;
+    float *a = nasty(t, n), *b = finite(t, n), *out = take(t, n * sizeof *out);
+    double *sum = take(t, t->R * sizeof *sum);
+    double *work = take(t, cq_sqdiff_workspace(t->R, t->C) * sizeof *work);
+    report_status(t, cq_sqdiff_row(t->cx, a, b, sum, work, t->R, t->C));
+    report_f64(t, sum, t->R);
+    for (size_t r = 0; r < t->R; r++) sum[r] = 0.125 * (double)(draw(t) % 9);
+    report_status(t, cq_sqdiff_bwd_row(t->cx, a, b, sum, out, t->R, t->C));
+    report_f32(t, out, n);
+}
+
 const parity_case elementwise_cases[] = {
     {"fakequant_row", fakequant_row},
     {"fakequant_col", fakequant_col},
@@ -303,5 +316,6 @@ const parity_case elementwise_cases[] = {
     {"rmsnorm", rmsnorm},
     {"noise", noise},
     {"channel_bits", channel_bits},
+    {"sqdiff", sqdiff},
 };
 const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;

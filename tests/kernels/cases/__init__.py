@@ -30,6 +30,7 @@ from tests.kernels.cases import (
     reduce,
     rmsnorm,
     scaleloss,
+    sqdiff,
 )
 from tests.kernels.cases.base import Case
 
@@ -55,5 +56,6 @@ CASES: dict[str, Case] = {
     **noise.CASES,
     **channel_bits.CASES,
     **gaussian.CASES,
+    **sqdiff.CASES,
     **rangecode.CASES,
 }
