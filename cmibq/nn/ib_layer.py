@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmibq.alloc.bottleneck import ALLOCATION_NETWORKS, IMPORTANCE, BitAllocationNetwork
-from cmibq.arrays import allocate
-from cmibq.errors import DataError
+from cmibq.errors import ModelError
+from cmibq.nn.ib_bits import BitPlan, Budgeted
+from cmibq.nn.ib_conditioner import Conditioner
+from cmibq.nn.ib_input import HALVES, checked, half_wanted, inside_backward
 from cmibq.nn.prior import DiscretePrior
+from cmibq.ops.matrix import Matrix
+from cmibq.ops.noise import noise_key, normal
+from cmibq.ops.peers import world
 from cmibq.quant.quantizers.channel_bits import DifferentiableQuantizer
 from cmibq.recipe.cm_ibq import CMIBQConfig
 
-__all__ = ["CMIBQConfig", "IBQuantizedLayer", "IBResult"]
+__all__ = ["BitPlan", "CMIBQConfig", "IBQuantizedLayer", "IBResult"]
+
+
+class _Step(NamedTuple):
+    """What a call knows before it computes: target, kept maps for it, and how it was called."""
+
+    target: float
+    kept: int
+    attention: Tensor | None
+    half: bool
 
 
 class IBResult(NamedTuple):
     """What the layer found out about features [B, T, D] or [B, D]."""
 
     quantised: Tensor
-    """[.., L], on the levels of its channels."""
+    """[.., L], on the levels of its channels; in the dtype of the features."""
     reconstruction: Tensor
-    """[.., D]."""
+    """[.., D], in the dtype of the features."""
     mu: Tensor
-    """[.., L], the latent before rounding."""
+    """[.., L], the latent before rounding; float32 or float64."""
     logvar: Tensor
-    """[.., L] or [L]: log variance of the latent; with the discrete rate, that of rounding."""
+    """[.., L]: log variance of the latent; with the discrete rate that of rounding, step^2 / 12."""
     bit_allocation: Tensor
-    """[B, L], or [L] where all samples share it."""
+    """[B, L], or [L] where all samples share it; with token gain the mean over tokens, [B, L]."""
     rate: Tensor
     """[B] bits per sample: of the codes under the prior, or of the Gaussian KL."""
 
 
-class IBQuantizedLayer(nn.Module):
+class IBQuantizedLayer(Budgeted):
     """A quantised information bottleneck between features and what reads them.
+
+    It computes in float32, and in float64 for float64 features, also under autocast and in a model
+    that was cast to half precision.
 
     Args:
         config: see `CMIBQConfig`.
@@ -51,25 +67,19 @@ class IBQuantizedLayer(nn.Module):
         (torch.Size([2, 3, 8]), torch.Size([8]))
     """
 
-    allocation: BitAllocationNetwork
-    current_bits: Tensor
+    draws: Tensor
 
     def __init__(self, config: CMIBQConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, latent = config.feature_dim, config.latent_dim
-        task = config.task_dim if config.mode == "task" else 0
-        self.encoder = nn.Linear(width, latent)
-        self.decoder = nn.Linear(latent, width)
-        self.log_variance = nn.Linear(width, latent) if config.rate == "gaussian" else None
-        self.conditioner = nn.Linear(task, 2 * latent) if task else None
-        self.importance = IMPORTANCE[config.importance](width, task, config.hidden_dim, latent)
-        self.allocation = ALLOCATION_NETWORKS[config.allocator](
-            latent, config.hidden_dim, config.min_bits, config.max_bits
-        )
-        self.quantizer = DifferentiableQuantizer(latent, momentum=config.momentum)
+        self.encoder = Matrix(width, latent)
+        self.decoder = Matrix(latent, width)
+        self.log_variance = Matrix(width, latent) if config.rate == "gaussian" else None
+        sizes = (width, config.task_dim, config.hidden_dim, latent)
+        self.conditioner = Conditioner(*sizes) if config.mode == "task" else None
+        self.quantizer = DifferentiableQuantizer(latent, momentum=config.momentum, grid=config.grid)
         self.prior = DiscretePrior(latent) if config.rate == "discrete" else None
-        self.register_buffer("current_bits", torch.tensor(float(config.stage1_bits)))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         self._start()
 
     def _start(self) -> None:
@@ -79,76 +89,88 @@ class IBQuantizedLayer(nn.Module):
             nn.init.eye_(self.encoder.weight)
         with torch.no_grad():
             self.decoder.weight.copy_(self.encoder.weight.mT)
-        for module in (self.encoder, self.decoder, self.conditioner, self.log_variance):
-            if module is not None:
-                nn.init.zeros_(module.bias)
-        if self.conditioner is not None:
-            nn.init.zeros_(self.conditioner.weight)
+        for module in (self.encoder, self.decoder):
+            nn.init.zeros_(module.bias)
         if self.log_variance is not None:
             nn.init.zeros_(self.log_variance.weight)
             nn.init.constant_(self.log_variance.bias, -6.0)
 
-    @property
-    def target_bits(self) -> float:
-        """The mean bits per element in force: the annealed value, or what was set last."""
-        return float(self.current_bits)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IBQuantizedLayer:
+        """Move with a model, but stay in float32 where it is cast to half precision."""
 
-    @target_bits.setter
-    def target_bits(self, value: float) -> None:
-        self.config.check_target(value)
-        self.current_bits.fill_(value)
+        def whole(t: Tensor) -> Tensor:
+            made = fn(t)
+            return t.to(made.device) if made.dtype in HALVES else made
 
-    def _check(self, features: Tensor, task_embedding: Tensor | None) -> Tensor:
-        """Return features as [B, T, D].
+        super()._apply(whole, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def encode(
+        self, features: Tensor, task_embedding: Tensor | None, *, half: bool = False
+    ) -> Tensor:
+        """Return mu [B, T, L] of features [B, T, D]; see `Matrix` for `half`."""
+        mu: Tensor = self.encoder(features, half=half)
+        if self.conditioner is not None and task_embedding is not None:
+            mu = self.conditioner(mu, features, task_embedding)
+        return mu
+
+    def plan(
+        self,
+        features: Tensor,
+        task_embedding: Tensor | None = None,
+        *,
+        target_bits: float | None = None,
+    ) -> BitPlan:
+        """Return the whole bits that evaluation gives features, and what names them in a stream.
+
+        Args:
+            features: [B, T, D] or [B, D].
+            task_embedding: [B, E]; needed in mode task.
+            target_bits: mean bits per element; None = the current one.
+        """
+        x, task = checked(self.config, features, task_embedding, self.training)
+        target, kept = self._now(target_bits)
+        with torch.no_grad():
+            wishes = self.allocation.wishes(self._importance(x, task))
+            return self._plan(wishes, self._gains(x, task, target), target, kept)
+
+    def map_index(self, features: Tensor, task_embedding: Tensor | None = None) -> Tensor:
+        """Return the kept map of each sample: int64 [1] where all share one, else [B].
+
+        Args:
+            features: [B, T, D] or [B, D].
+            task_embedding: [B, E]; needed in mode task.
 
         Raises:
-            DataError: shapes that do not fit the configuration or each other.
+            ModelError: the layer is not frozen (`freeze_`).
         """
-        c = self.config
-        if features.ndim not in (2, 3) or features.shape[-1] != c.feature_dim:
-            raise DataError(
-                f"features has shape {list(features.shape)}; give [B, {c.feature_dim}] or"
-                f" [B, T, {c.feature_dim}] (feature_dim)"
-            )
-        want = [features.shape[0], c.task_dim]
-        if c.mode == "task" and (task_embedding is None or list(task_embedding.shape) != want):
-            got = None if task_embedding is None else list(task_embedding.shape)
-            raise DataError(f"task_embedding has shape {got}; mode 'task' needs {want}")
-        return features[:, None] if features.ndim == 2 else features
+        index = self.plan(features, task_embedding).map_index if self.frozen else None
+        if index is None:
+            raise ModelError("the layer keeps no maps for its target; call layer.freeze_() first")
+        return index
 
-    def encode(self, features: Tensor, task_embedding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar, [B, T, L] each, of features [B, T, D]."""
-        mu = self.encoder(features)
-        if self.conditioner is not None and task_embedding is not None:
-            gain, shift = self.conditioner(task_embedding.to(mu.dtype))[:, None].chunk(2, -1)
-            mu = mu * (1 + gain) + shift
-        if self.log_variance is None:
-            low, high = self.quantizer.ends()
-            return mu, torch.zeros_like(mu[0, 0]) + (high - low).detach().log()
-        return mu, self.log_variance(features)
+    def _key(self, stream: int, samples: int) -> Tensor:
+        """Return the key of the noise of this step: seed, step, global sample index and stream.
 
-    def allocate(
-        self, features: Tensor, task_embedding: Tensor | None, target_bits: float
-    ) -> Tensor:
-        """Return bits [G, L], G = 1 or B: with fractions while training, integers otherwise."""
-        importance = self.importance(features, task_embedding)
-        if self.training:
-            bits: Tensor = self.allocation(importance, target_bits)
-            return bits
-        wishes = self.allocation.wishes(importance).detach().double().cpu().numpy()
-        return torch.from_numpy(self._whole_bits(wishes, target_bits)).to(features)
+        Args:
+            stream: 0 of the latent, 1 of the bits, 2 of rounding.
+            samples: of this process; bits that all share are tried alike everywhere.
+        """
+        alike = stream == 1 and self.config.mode == "shared"
+        first = 0 if alike else world()[0] * samples
+        return noise_key(self.config.seed, self.draws, first, 4 * self.config.stream + stream)
 
-    def _whole_bits(self, wishes: np.ndarray, target: float) -> np.ndarray:
-        """Return the integers of least expected distortion ``sum 4^(wish - bits)``, row by row."""
-        c = self.config
-        total = math.floor(target * c.latent_dim + 1e-6)
-        widths = np.arange(c.min_bits, c.max_bits + 1)
-        found = []
-        for row in wishes:
-            distortion = 4.0 ** (row[:, None] - row.max() - widths)
-            chosen = allocate(distortion.astype(np.float32), widths, total).option
-            found.append(widths[chosen])
-        return np.stack(found).astype(np.float64)
+    def _noise(self, like: Tensor, stream: int) -> Tensor:
+        """Return normal noise like `like` [B, ..]; see `_key`."""
+        return normal(like.shape, self._key(stream, len(like))).to(like.dtype)
+
+    def _observe(self, z: Tensor, attention: Tensor | None) -> None:
+        """Take the latent [B, T, L] of a training step into what is counted."""
+        self.quantizer.observe(z.flatten(0, 1))
+        if self.importance is not None:
+            self.importance.observe(z, attention)
+            if self.importance.watches_gradients and z.requires_grad:
+                z.register_hook(self.importance.observe_gradient)
 
     def run(
         self,
@@ -156,38 +178,78 @@ class IBQuantizedLayer(nn.Module):
         task_embedding: Tensor | None = None,
         *,
         target_bits: float | None = None,
+        attention: Tensor | None = None,
     ) -> IBResult:
         """Return all that `forward` does, and the rate.
 
         Args:
-            features: [B, T, D] or [B, D], float32.
+            features: [B, T, D] or [B, D].
             task_embedding: [B, E]; needed in mode task.
             target_bits: mean bits per element; None = the current one.
+            attention: [B, T] weights of tokens, for the importance rollout.
 
         Raises:
             ConfigError: `target_bits` outside min_bits..max_bits.
-            DataError: shapes that do not fit.
+            DataError: shapes that do not fit, NaN or infinity.
         """
-        x = self._check(features, task_embedding)
-        target = self.target_bits if target_bits is None else float(target_bits)
-        self.config.check_target(target)
-        mu, logvar = self.encode(x, task_embedding)
-        bits = self.allocate(x, task_embedding, target)
-        z = mu
-        if self.log_variance is not None and self.training:
-            z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-        tables = None if self.prior is None else self.prior.tables()
-        flat, rates = self.quantizer(z.flatten(0, 1), bits, tables)
+        target, kept = self._now(target_bits)
+        x, task = checked(self.config, features, task_embedding, self.training)
+        kind = x.device.type
+        step = _Step(target, kept, attention, half_wanted(kind))
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                found = self._work(x, task, step)
+        else:
+            found = self._work(x, task, step)
+        halves = features.dtype in HALVES
+        told = [t.to(features.dtype) if halves else t for t in found[:2]]
+        told += found[2:4]
+        told = [t.squeeze(1) for t in told] if features.ndim == 2 else told
+        return IBResult(told[0], told[1], told[2], told[3], found.bit_allocation, found.rate)
+
+    def _work(self, x: Tensor, task: Tensor | None, step: _Step) -> IBResult:
+        """Return the result of features [B, T, D] in the dtype of the work."""
+        z = mu = self.encode(x, task, half=step.half)
+        fresh = self.training and not inside_backward()
+        if fresh:
+            self.draws.add_(1)
+        logvar = None if self.log_variance is None else self.log_variance(x)
+        if logvar is not None and self.training:
+            z = mu + torch.exp(0.5 * logvar) * self._noise(mu, 0)
+        if fresh:
+            self._observe(z, step.attention)
+        rows, extra = self._bits(x, task, (step.target, step.kept), fresh)
+        tables = None if self.prior is None else self.prior.tables().to(x.dtype)
+        random = self.training and self.config.stochastic_rounding and len(x) > 0
+        dither = self._key(2, len(x)) if random else None
+        flat, rates = self.quantizer(
+            z.flatten(0, 1), rows, tables, observe=False, key=dither, samples=len(x)
+        )
         quantised = flat.view_as(mu)
         rate = rates.view(x.shape[:2]).sum(1)
-        if self.log_variance is not None:
+        if logvar is None:
+            logvar = self._rounding(rows, mu)
+        else:
             kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
             rate = kl.flatten(1).sum(1) / math.log(2.0)
-        recon = self.decoder(quantised)
-        told = [t if features.ndim == 3 else t.squeeze(1) for t in (quantised, recon, mu)]
-        logvar = logvar.squeeze(1) if logvar.ndim > features.ndim else logvar
-        shared = bits[0] if bits.shape[0] == 1 and self.config.mode == "shared" else bits
-        return IBResult(told[0], told[1], told[2], logvar, shared, rate)
+        rate = rate if extra is None else rate + extra
+        told, recon = self._told(rows, x), self.decoder(quantised, half=step.half)
+        return IBResult(quantised, recon, mu, logvar, told, rate)
+
+    def _rounding(self, rows: Tensor, mu: Tensor) -> Tensor:
+        """Return the log variance of rounding, step^2 / 12, like `mu`."""
+        low, high = self.quantizer.ends()
+        step = (high - low).detach().to(mu.dtype) / (torch.exp2(rows.detach()) - 1).clamp(min=1)
+        logvar = 2 * step.log() - math.log(12.0)
+        if self.token_gain is not None:
+            return logvar.view(mu.shape)
+        return logvar[:, None].expand(mu.shape)
+
+    def _told(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Return the bits of rows as `IBResult.bit_allocation` has them."""
+        if self.token_gain is not None:
+            return rows.view(*x.shape[:2], rows.shape[1]).mean(1)
+        return rows[0] if self.config.mode == "shared" else rows
 
     def forward(
         self,

@@ -116,9 +116,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(a, b, bias)
 
 
-def _through(ctx: Any, g: Tensor) -> Tensor:
+def _through(ctx: Any, g: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Return the gradient in front of the activation, whose argument is computed again."""
-    a, b, bias = ctx.saved_tensors
     if ctx.act == 0:
         return g
     z = torch.ops.cmibq.gemm(a, b, bias, None, ctx.scale, 0, ctx.split, ctx.wide)
@@ -130,9 +129,9 @@ def _through(ctx: Any, g: Tensor) -> Tensor:
 
 
 def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, bias = ctx.saved_tensors
+    a, b, bias = ctx.saved_tensors  # once: gradient checkpointing allows no second time
     need = ctx.needs_input_grad
-    full = _through(ctx, g)
+    full = _through(ctx, g, a, b, bias)
     inner = full.to(a.dtype)
     product = torch.ops.cmibq.gemm
     ga = (

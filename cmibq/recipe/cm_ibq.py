@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cmibq.errors import ConfigError, nearest
@@ -44,6 +44,9 @@ class CMIBQConfig:
     grid: str = opt("affine", "levels: affine, log or pow2")
     stochastic_rounding: bool = opt(False, "round at random, right in the mean, while training")
     token_gain: bool = opt(False, "share the budget out over tokens too; 0 drops one")
+    token_levels: int = opt(8, "levels of the token gain, in halves from 0: 8 = up to 3.5")
+    costs: tuple[int, ...] = opt((), "what a bit of each channel costs, whole numbers; () = 1")
+    stream: int = opt(0, "tells the noise of several layers in one model apart")
     n_maps: int = opt(256, "most bit maps that a frozen layer keeps; a stream names one of them")
     reconstruction_weight: float = opt(1.0, "weight of the mean squared error of reconstruction")
     beta: float = opt(1e-3, "weight of the rate (or of the KL), in nats per element")
@@ -58,20 +61,37 @@ class CMIBQConfig:
     seed: int = opt(0, "of noise and of stochastic rounding")
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name, str(field.type))
         if not self.latent_dim:
             object.__setattr__(self, "latent_dim", self.feature_dim)
         for name in ("feature_dim", "latent_dim", "hidden_dim"):
             at_least(name, getattr(self, name), 1)
-        at_least("task_dim", self.task_dim, 0)
+        for name in ("task_dim", "stream"):
+            at_least(name, getattr(self, name), 0)
         at_least("min_bits", self.min_bits, 0, 8)
         at_least("max_bits", self.max_bits, max(1, self.min_bits), 8)
         at_least("n_maps", self.n_maps, 1, 256)
+        at_least("token_levels", self.token_levels, 3, 17)
         at_least("schedule_steps", self.schedule_steps, 1)
         choice("mode", self.mode, ("shared", "task"))
         choice("rate", self.rate, ("discrete", "gaussian"))
         choice("budget", self.budget, ("hard", "soft"))
         choice("schedule", self.schedule, ("linear", "cosine", "step"))
         self._check_numbers()
+        self._check_pairs()
+
+    def _check_type(self, name: str, kind: str) -> None:
+        """Refuse a value of another type than the field's; whole floats are no integers."""
+        value = getattr(self, name)
+        if kind.startswith("tuple"):
+            good = isinstance(value, list | tuple) and all(type(v) is int for v in value)
+            require(good, f"{name} is {value!r}; allowed are lists of integers")
+            object.__setattr__(self, name, tuple(value))
+            return
+        allowed = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
+        good = isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
+        require(good, f"{name} is {value!r}; allowed are values of type {kind}")
 
     def _check_numbers(self) -> None:
         """Refuse targets outside the bits, negative weights and shares that do not fit."""
@@ -88,13 +108,21 @@ class CMIBQConfig:
         require(0 < self.momentum <= 1, f"momentum is {self.momentum}; allowed are 0 (excluded)..1")
         shares = self.hold_start, self.hold_end
         require(
-            min(shares) >= 0 and sum(shares) <= 1,
+            min(shares) >= 0 and sum(shares) <= 1 and all(map(math.isfinite, shares)),
             f"hold_start and hold_end are {shares}; allowed are shares from 0 that add up to 1 at"
             " most",
         )
+
+    def _check_pairs(self) -> None:
+        """Refuse fields that conflict with one another."""
         require(
             self.mode == "shared" or self.task_dim > 0,
             "mode is 'task' but task_dim is 0; give the width of the task embedding",
+        )
+        require(
+            not self.costs or (len(self.costs) == self.latent_dim and min(self.costs) >= 1),
+            f"costs has {len(self.costs)} entries, the least {min(self.costs, default=1)}; give"
+            f" latent_dim ({self.latent_dim}) whole numbers from 1",
         )
 
     def check_target(self, target: float, name: str = "target_bits") -> None:
@@ -103,6 +131,8 @@ class CMIBQConfig:
         Raises:
             ConfigError: naming the argument, the value and the range.
         """
+        good = isinstance(target, int | float) and not isinstance(target, bool)
+        require(good, f"{name} is {target!r}; give a number, for example 4.0")
         require(
             self.min_bits <= target <= self.max_bits,
             f"{name} is {target}; allowed are {self.min_bits}..{self.max_bits} (min_bits and"

@@ -108,7 +108,7 @@ def test_accumulation_equals_the_large_batch() -> None:
         logs = stage_one_pretrain(model.cm_ibq, batches, optimiser, CPU, loop=loop)
         assert len(logs) == 2
         steps.append(state(model))
-    for name in steps[0]:
+    for name in steps[0].keys() - {"cm_ibq.draws"}:  # counts batches
         torch.testing.assert_close(steps[0][name], steps[1][name], atol=1e-6, rtol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmibq.quant.quantizers import affine, channel_bits, learned
+from cmibq.quant.quantizers import affine, channel_bits, channel_grids, learned
 from cmibq.quant.quantizers.base import QUANTIZERS, Quantizer
 
-__all__ = ["QUANTIZERS", "Quantizer", "affine", "channel_bits", "learned"]
+__all__ = ["QUANTIZERS", "Quantizer", "affine", "channel_bits", "channel_grids", "learned"]
