@@ -498,9 +498,11 @@ class Kernels:
         gbits: _F32,
         glow: _F64,
         ghigh: _F64,
-        gtables: _F64 | None,
+        gtables: _F32 | None,
+        work: _F64,
         /,
     ) -> None: ...
+    def channel_workspace(self, cols: int, /) -> int: ...
     def rangecode_encode(
         self,
         cdf: _U16,

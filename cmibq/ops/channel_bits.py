@@ -77,13 +77,13 @@ def _backward_cpu(gy: Tensor, grate: Tensor, *operands: Any) -> tuple[Tensor, ..
     if not o.ready(gy, grate):
         return reference_backward(gy, grate, *o)
     gx, gbits = empty_like(o.x), torch.empty_like(o.bits, memory_format=torch.contiguous_format)
-    low, high = np.empty(o.low.shape), np.empty(o.high.shape)
-    tables = None if o.tables is None else np.empty(o.tables.shape)
+    k, low, high = kernels(), np.empty(o.low.shape), np.empty(o.high.shape)
+    gtables = gx.new_empty(0) if o.tables is None else torch.empty(o.tables.shape)
+    tables, size = (None, 0) if o.tables is None else (view(gtables), k.channel_workspace(len(low)))
     outer = view(gy.contiguous()), view(grate.contiguous())
-    args: Any = (*o.views(), *outer, view(gx), view(gbits), low, high, tables)
-    kernels().channel_bits_bwd(*args)
+    args: Any = (*o.views(), *outer, view(gx), view(gbits), low, high, tables, np.empty(size))
+    k.channel_bits_bwd(*args)
     sums = [torch.from_numpy(s.astype(np.float32)) for s in (low, high)]
-    gtables = gx.new_empty(0) if tables is None else torch.from_numpy(tables.astype(np.float32))
     return gx, sums[0], sums[1], gbits, gtables
 
 

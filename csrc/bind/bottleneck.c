@@ -74,7 +74,7 @@ PyObject *cq_py_bottleneck_bwd(PyObject *self, PyObject *const *args, Py_ssize_t
     cq_status status;
     if (CQ_PARSE("bottleneck_backward", backward, &a) < 0 || common(&a, &noise, &all) < 0)
         return NULL;
-    const cq_channel_grads g = {a.ptr[13], a.ptr[15], a.ptr[16], a.ptr[17], NULL, a.ptr[14]};
+    const cq_channel_grads g = {a.ptr[13], a.ptr[15], a.ptr[16], a.ptr[17], NULL, NULL, a.ptr[14]};
     Py_BEGIN_ALLOW_THREADS
     status = cq_channel_bits_bwd(&a.cx, &all, a.ptr[11], a.ptr[12], &g);
     Py_END_ALLOW_THREADS

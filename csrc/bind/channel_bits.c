@@ -28,7 +28,8 @@ static const cq_arg backward[] = {
     {"gbits", NPY_FLOAT32, "GC", CQ_OUT, 0, 0},
     {"glow", NPY_FLOAT64, "C", CQ_OUT, 0, 0},
     {"ghigh", NPY_FLOAT64, "C", CQ_OUT, 0, 0},
-    {"gtables", NPY_FLOAT64, "CT", CQ_OUT | CQ_OPT, 0, 0},
+    {"gtables", NPY_FLOAT32, "CT", CQ_OUT | CQ_OPT, 0, 0},
+    {"work", NPY_FLOAT64, "W", CQ_OUT, 0, 0},
 };
 
 /* 0, or -1 with an exception set where groups, samples or tables do not fit. */
@@ -76,11 +77,23 @@ PyObject *cq_py_channel_bits_bwd(PyObject *self, PyObject *const *args, Py_ssize
     cq_status status;
     if (CQ_PARSE("channel_bits_backward", backward, &a) < 0 || common(&a, &noise, &all) < 0)
         return NULL;
-    if (cq_expect_size(&a, "gtables", a.ptr[16] != NULL, a.ptr[4] != NULL, "given with tables") < 0)
+    const size_t work = a.ptr[4] ? cq_channel_workspace(all.C) : 0;
+    if (cq_expect_size(&a, "gtables", a.ptr[16] != NULL, a.ptr[4] != NULL, "given with tables") <
+            0 ||
+        cq_expect_size(&a, "work", a.dim['W'], work, "channel_workspace(C) with tables") < 0)
         return NULL;
-    const cq_channel_grads g = {a.ptr[12], a.ptr[13], a.ptr[14], a.ptr[15], a.ptr[16], NULL};
+    const cq_channel_grads g = {a.ptr[12], a.ptr[13], a.ptr[14], a.ptr[15],
+                                a.ptr[16], a.ptr[17], NULL};
     Py_BEGIN_ALLOW_THREADS
     status = cq_channel_bits_bwd(&a.cx, &all, a.ptr[10], a.ptr[11], &g);
     Py_END_ALLOW_THREADS
     return cq_done(&a, status);
+}
+
+static const cq_arg sizes[] = {{"cols", CQ_ARG_INT, NULL, 0, 0, PY_SSIZE_T_MAX}};
+
+PyObject *cq_py_channel_workspace(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    cq_args a;
+    if (CQ_PARSE("channel_workspace", sizes, &a) < 0) return NULL;
+    return PyLong_FromSize_t(cq_channel_workspace((size_t)a.i[0]));
 }

@@ -10,7 +10,9 @@ enum {
     CQ_CHANNEL_BITS = 8,    /* most bits */
     CQ_CHANNEL_TABLE = 511, /* entries of a channel: 2^b for every width b = 0..8 */
     CQ_CHANNEL_ROWS = 16,   /* most rows of a tile */
+    CQ_CHANNEL_TALL = 128,  /* the same where nothing is drawn: tables then stay in the cache */
     CQ_CHANNEL_COLS = 64,   /* most columns */
+    CQ_CHANNEL_SIDE = 16,   /* columns whose sums lie side by side */
 };
 
 /* Steps below this are this: a channel without a range has one value. */
@@ -27,7 +29,8 @@ typedef struct cq_channel_tile {
     const float *grate;             /* backward: [rows] */
     float *gx;                      /* backward: [rows, ld] */
     double *gbits, *glow, *ghigh;   /* backward: [cols], added to */
-    double *gtables;                /* backward: [cols, CQ_CHANNEL_TABLE], added to */
+    double *gtables; /* backward: added to; [cols / 16, CQ_CHANNEL_TABLE, 16], because what is 4 KiB
+                      * apart shares a few lines of the cache */
     size_t rows, cols, ld;
 } cq_channel_tile;
 

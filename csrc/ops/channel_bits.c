@@ -5,7 +5,12 @@
 #include <float.h>
 #include <string.h>
 
-enum { ROWS = CQ_CHANNEL_ROWS, COLS = CQ_CHANNEL_COLS, TABLE = CQ_CHANNEL_TABLE };
+enum {
+    ROWS = CQ_CHANNEL_ROWS,
+    COLS = CQ_CHANNEL_COLS,
+    TABLE = CQ_CHANNEL_TABLE,
+    SIDE = CQ_CHANNEL_SIDE
+};
 
 static int bad_width(float bits) { return !(bits >= 0.0f) | !(bits <= (float)CQ_CHANNEL_BITS); }
 
@@ -93,9 +98,9 @@ static void undraw(const job *j, size_t r, size_t rows, size_t c) {
 }
 
 /* Rows of a tile that starts at row r: no more than a tile takes, up to `end` and of one group. */
-static size_t tile_rows(const cq_channel_args *a, size_t r, size_t end) {
+static size_t tile_rows(const cq_channel_args *a, size_t r, size_t end, size_t most) {
     const size_t height = a->R / a->G, left = height - r % height;
-    return cq_min_size(ROWS, cq_min_size(left, end - r));
+    return cq_min_size(most, cq_min_size(left, end - r));
 }
 
 static void forward(void *ctx, size_t begin, size_t end, size_t block) {
@@ -104,7 +109,7 @@ static void forward(void *ctx, size_t begin, size_t end, size_t block) {
     (void)block;
     for (size_t r = begin, rows; r < end; r += rows) {
         double rate[ROWS * 8] = {0};
-        rows = tile_rows(j->a, r, end);
+        rows = tile_rows(j->a, r, end, ROWS);
         for (size_t c = 0; c < j->a->C; c += COLS) {
             cq_channel_tile t = tile(j, r, rows, c, noise);
             t.y = j->y + r * j->a->C + c;
@@ -137,9 +142,10 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
     (void)block;
     memset(glow, 0, cols * sizeof *glow);
     memset(ghigh, 0, cols * sizeof *ghigh);
-    if (a->tables) memset(j->g->gtables + c * TABLE, 0, cols * TABLE * sizeof *j->g->gtables);
+    double *sums = a->tables ? j->g->work + c * TABLE : NULL;
+    if (sums) memset(sums, 0, COLS * TABLE * sizeof *sums);
     for (size_t r = 0, rows; r < a->R; r += rows) {
-        rows = tile_rows(a, r, a->R);
+        rows = tile_rows(a, r, a->R, a->noise || a->logvar ? ROWS : CQ_CHANNEL_TALL);
         cq_channel_tile t = tile(j, r, rows, c, noise);
         t.gy = j->gy + r * a->C + c;
         t.grate = j->grate + r;
@@ -147,7 +153,7 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
         t.gbits = gbits;
         t.glow = glow;
         t.ghigh = ghigh;
-        t.gtables = a->tables ? j->g->gtables + c * TABLE : NULL;
+        t.gtables = sums;
         if (a->logvar) {
             double kl[ROWS * 8] = {0};
             draw(j, r, rows, c, t.gx, kl);
@@ -160,7 +166,13 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
         for (size_t i = 0; i < cols; i++) to[i] = (float)gbits[i];
         memset(gbits, 0, sizeof gbits);
     }
+    for (size_t i = 0; sums && i < cols; i++)
+        for (size_t e = 0; e < TABLE; e++)
+            j->g->gtables[(c + i) * TABLE + e] =
+                (float)sums[(i / SIDE * TABLE + e) * SIDE + i % SIDE];
 }
+
+size_t cq_channel_workspace(size_t C) { return cq_mul(cq_round_up(C, COLS), TABLE); }
 
 cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
                               const float *grate, const cq_channel_grads *g) {

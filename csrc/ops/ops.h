@@ -319,17 +319,19 @@ typedef struct cq_channel_args {
     size_t R, C, G, T;
 } cq_channel_args;
 
-/* What is added up in double; gtables is not touched without tables. */
+/* Gradients; gtables and work are not touched without tables. */
 typedef struct cq_channel_grads {
     float *gx, *gbits;    /* [R, C], [G, C] */
     double *glow, *ghigh; /* [C] */
-    double *gtables;      /* [C, CQ_CHANNEL_TABLE] */
+    float *gtables;       /* [C, CQ_CHANNEL_TABLE] */
+    double *work;         /* cq_channel_workspace(C) values, with tables */
     float *glogvar;       /* [R, C], with logvar */
 } cq_channel_grads;
 
 /* y [R, C], rate [R], which with logvar is the divergence in nats (and grate its gradient); gy
  * [R, C], grate [R]. Tables and logvar exclude each other. */
 cq_status cq_channel_bits(cq_ctx *cx, const cq_channel_args *a, float *y, float *rate);
+size_t cq_channel_workspace(size_t C);
 cq_status cq_channel_bits_bwd(cq_ctx *cx, const cq_channel_args *a, const float *gy,
                               const float *grate, const cq_channel_grads *g);
 

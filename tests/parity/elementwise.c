@@ -266,15 +266,16 @@ static void channel_bits_with(run *t, int rated, int noisy, int drawn) {
     report_f32(t, y, n);
     report_f32(t, rate, R);
     double *ends = take(t, 2 * C * sizeof *ends);
-    double *tables = take(t, C * CQ_CHANNEL_TABLE * sizeof *tables);
+    float *tables = take(t, C * CQ_CHANNEL_TABLE * sizeof *tables);
+    double *work = take(t, cq_channel_workspace(C) * sizeof *work);
     float *out = take(t, G * C * sizeof *out);
     float *glogvar = take(t, n * sizeof *glogvar);
-    const cq_channel_grads g = {y, out, ends, ends + C, tables, glogvar};
+    const cq_channel_grads g = {y, out, ends, ends + C, tables, work, glogvar};
     report_status(t, cq_channel_bits_bwd(t->cx, &a, finite(t, n), finite(t, R), &g));
     report_f32(t, y, n);
     report_f32(t, out, G * C);
     report_f64(t, ends, 2 * C);
-    if (rated) report_f64(t, tables, C * CQ_CHANNEL_TABLE);
+    if (rated) report_f32(t, tables, C * CQ_CHANNEL_TABLE);
     if (drawn) report_f32(t, glogvar, n);
 }
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.ops.noise import uniform
 from cmibq.ops.peers import all_max_
+from cmibq.ops.reduce import minmax
 from cmibq.quant.quantizers.channel_grids import CHANNEL_GRIDS, between_grids
 
 __all__ = ["DifferentiableQuantizer"]
@@ -51,7 +52,7 @@ class DifferentiableQuantizer(nn.Module):
         process.
         """
         if len(x):
-            low, high = torch.aminmax(x.detach(), dim=0)
+            low, high = minmax(x.detach().contiguous(), axis=1)
         else:
             low = x.new_full(x.shape[1:], torch.inf)
             high = -low

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sixteen columns at a time, rows within: what belongs to columns stays in registers, the entries
- * of their tables stay in the first cache. Entries are gathered; those of one column get their sums
- * one lane after the other. */
+ * of their tables and sums stay in the first cache, from where they are gathered and scattered. */
 #include "core/dispatch.h"
 #if CQ_X86
 #include "core/isa_begin_avx512.h"
 
 typedef struct width {
     __m512 top, step, weight, inverse, part;
-    __m512i at; /* of the entries of a width, from the first column of the tile */
+    __m512i at;  /* of the entries of a width, from the first column of the tile */
+    __m512i sum; /* of their sums, from the first of these columns */
     __mmask16 none;
 } width;
 
@@ -18,7 +18,8 @@ typedef struct columns {
     __mmask16 m;
 } columns;
 
-CQ_INLINE width one_width(__m512 low, __m512 high, __m512i bits, __m512 weight, __m512i column) {
+CQ_INLINE width one_width(__m512 low, __m512 high, __m512i bits, __m512 weight, __m512i column,
+                          __m512i lane) {
     const __m512 one = _mm512_set1_ps(1.0f), least = _mm512_set1_ps(CQ_CHANNEL_LEAST);
     const __m512i start =
         _mm512_sub_epi32(_mm512_sllv_epi32(_mm512_set1_epi32(1), bits), _mm512_set1_epi32(1));
@@ -31,7 +32,9 @@ CQ_INLINE width one_width(__m512 low, __m512 high, __m512i bits, __m512 weight, 
     w.step = _mm512_max_ps(_mm512_div_ps(_mm512_sub_ps(high, low), by), least);
     const __mmask16 wide = _mm512_cmp_ps_mask(w.step, least, _CMP_GT_OQ);
     w.inverse = _mm512_maskz_div_ps(wide, one, w.step);
-    w.at = _mm512_add_epi32(column, start);
+    const __m512i apart = _mm512_set1_epi32(CQ_CHANNEL_TABLE);
+    w.at = _mm512_add_epi32(_mm512_mullo_epi32(column, apart), start);
+    w.sum = _mm512_add_epi32(_mm512_slli_epi32(start, 4), lane);
     return w;
 }
 
@@ -45,11 +48,12 @@ CQ_INLINE columns sixteen(const cq_channel_tile *t, size_t c) {
     const __m512i whole =
         _mm512_min_epi32(_mm512_cvttps_epi32(bits), _mm512_set1_epi32(CQ_CHANNEL_BITS - 1));
     const __m512 share = _mm512_sub_ps(bits, _mm512_cvtepi32_ps(whole));
-    const __m512i column = _mm512_mullo_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32((int)c)),
-                                              _mm512_set1_epi32(CQ_CHANNEL_TABLE));
+    const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32((int)c));
     k.centre = _mm512_mul_ps(_mm512_add_ps(k.low, high), _mm512_set1_ps(0.5f));
-    k.w[0] = one_width(k.low, high, whole, _mm512_sub_ps(_mm512_set1_ps(1.0f), share), column);
-    k.w[1] = one_width(k.low, high, _mm512_add_epi32(whole, _mm512_set1_epi32(1)), share, column);
+    k.w[0] =
+        one_width(k.low, high, whole, _mm512_sub_ps(_mm512_set1_ps(1.0f), share), column, lane);
+    k.w[1] =
+        one_width(k.low, high, _mm512_add_epi32(whole, _mm512_set1_epi32(1)), share, column, lane);
     return k;
 }
 
@@ -142,13 +146,20 @@ CQ_INLINE __m512 gradient(const columns *k, const float *tables, const width *w,
     return _mm512_maskz_mov_ps(inside, h);
 }
 
+/* Adds eight floats to sums that lie apart. */
+CQ_INLINE void scatter_eight(double *sums, __m256i at, __m256 add, __mmask8 m) {
+    __m512d v = _mm512_mask_i32gather_pd(_mm512_setzero_pd(), m, at, sums, 8);
+    v = _mm512_add_pd(v, _mm512_cvtps_pd(add));
+    _mm512_mask_i32scatter_pd(sums, m, at, v, 8);
+}
+
 /* Adds grate * weight to the sum of the code of every column. */
-CQ_INLINE void scatter(double *sums, const width *w, __m512i code, __m512 grate, size_t cols) {
-    int32_t at[16];
-    float add[16];
-    _mm512_storeu_si512(at, _mm512_add_epi32(w->at, code));
-    _mm512_storeu_ps(add, _mm512_mul_ps(grate, w->weight));
-    for (size_t i = 0; i < cols; i++) sums[at[i]] += (double)add[i];
+CQ_INLINE void scatter(double *sums, const width *w, __m512i code, __m512 grate, __mmask16 m) {
+    const __m512i at = _mm512_add_epi32(w->sum, _mm512_slli_epi32(code, 4));
+    const __m512 add = _mm512_mul_ps(grate, w->weight);
+    scatter_eight(sums, _mm512_castsi512_si256(at), _mm512_castps512_ps256(add), (__mmask8)m);
+    scatter_eight(sums, _mm512_extracti32x8_epi32(at, 1), _mm512_extractf32x8_ps(add, 1),
+                  (__mmask8)(m >> 8));
 }
 
 typedef struct sums {
@@ -172,8 +183,8 @@ CQ_INLINE void store_sums(double *to, __mmask16 m, const sums *s) {
 
 CQ_INLINE void backward(const cq_channel_tile *t, size_t c, int noisy, int rated) {
     const columns k = sixteen(t, c);
-    const size_t cols = cq_min_size(16, t->cols - c);
     const float *tables = rated ? t->tables : NULL;
+    double *totals = rated ? t->gtables + c * CQ_CHANNEL_TABLE : NULL;
     sums bits = load_sums(t->gbits + c, k.m), low = load_sums(t->glow + c, k.m);
     sums high = load_sums(t->ghigh + c, k.m);
     for (size_t r = 0; r < t->rows; r++) {
@@ -192,8 +203,8 @@ CQ_INLINE void backward(const cq_channel_tile *t, size_t c, int noisy, int rated
             const __m512 rise = _mm512_sub_ps(look_up(&k, tables, k.w + 1, b.code),
                                               look_up(&k, tables, k.w, a.code));
             gbits = _mm512_add_ps(gbits, _mm512_mul_ps(grate, rise));
-            scatter(t->gtables, k.w, a.code, grate, cols);
-            scatter(t->gtables, k.w + 1, b.code, grate, cols);
+            scatter(totals, k.w, a.code, grate, k.m);
+            scatter(totals, k.w + 1, b.code, grate, k.m);
         }
         add_to(&bits, gbits);
         add_to(&high, top);

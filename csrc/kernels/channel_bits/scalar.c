@@ -20,13 +20,15 @@
  *   gtables[2^b - 1 + q] += grate w
  * with a0 / top0 = gy w0 / 2 for no bits, and no slope where the step is 1e-30.
  *
- * A tile of rows x columns; y and gx may be x. NaN in x gives NaN in y and in the gradients that are sums over it, 0
- * in gx, and counts as code 0 in rates; +-inf saturates. Everything is float32 without FMA; sums
- * are in double, of columns row by row, of a row in lane c % 8. Exactness: EXACT. Source: Esser et
- * al., "Learned Step Size Quantization", ICLR 2020, eq. 3 (step); Balle et al., "End-to-end
- * Optimized Image Compression", ICLR 2017 (rate). */
+ * A tile of rows x columns; y and gx may be x. NaN in x gives NaN in y and in the gradients that
+ * are sums over it, 0 in gx, and counts as code 0 in rates; +-inf saturates. Everything is float32
+ * without FMA; sums are in double, of columns row by row, of a row in lane c % 8. Exactness: EXACT.
+ * Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, eq. 3 (step); Balle et al.,
+ * "End-to-end Optimized Image Compression", ICLR 2017 (rate). */
 #include "core/dispatch.h"
 #include "core/grid.h"
+
+enum { SIDE = CQ_CHANNEL_SIDE };
 
 CQ_INLINE cq_channel_width width(float low, float high, int bits, float weight) {
     const float top = (float)((1 << bits) - 1), part = 1.0f / (bits ? top : 1.0f);
@@ -102,7 +104,7 @@ CQ_INLINE float gradient(const cq_channel_width *w, const element *e, const floa
 void cq_channel_bits_bwd_f32_scalar(const cq_channel_tile *t) {
     for (size_t c = 0; c < t->cols; c++) {
         const float *table = t->tables ? t->tables + c * CQ_CHANNEL_TABLE : NULL;
-        double *sums = t->gtables + c * CQ_CHANNEL_TABLE;
+        double *sums = t->gtables + c / SIDE * SIDE * CQ_CHANNEL_TABLE + c % SIDE;
         cq_channel_width w[2];
         both(t, c, w);
         for (size_t r = 0; r < t->rows; r++) {
@@ -116,8 +118,8 @@ void cq_channel_bits_bwd_f32_scalar(const cq_channel_tile *t) {
             if (table) {
                 const float r0 = table[w[0].start + a.code], r1 = table[w[1].start + b.code];
                 gbits = gbits + grate * (r1 - r0);
-                sums[w[0].start + a.code] += (double)(grate * w[0].weight);
-                sums[w[1].start + b.code] += (double)(grate * w[1].weight);
+                sums[(w[0].start + a.code) * SIDE] += (double)(grate * w[0].weight);
+                sums[(w[1].start + b.code) * SIDE] += (double)(grate * w[1].weight);
             }
             t->gbits[c] += (double)gbits;
             t->ghigh[c] += (double)high;

@@ -45,8 +45,9 @@ def _run_backward(k: object, a: Arrays) -> Arrays:
     made = {"gx": np.full_like(a["x"], 77), "gbits": np.full_like(a["bits"], 77)}
     made |= {"glow": np.full(len(a["low"]), 77.0), "ghigh": np.full(len(a["low"]), 77.0)}
     if "tables" in a:
-        made["gtables"] = np.full((len(a["low"]), TABLE), 77.0)
-    sums = (made["glow"], made["ghigh"], made.get("gtables"))
+        made["gtables"] = np.full((len(a["low"]), TABLE), 77, np.float32)
+    work = np.full(k.channel_workspace(len(a["low"])) if "tables" in a else 0, 77.0)
+    sums = (made["glow"], made["ghigh"], made.get("gtables"), work)
     k.channel_bits_bwd(*_first(a), a["gy"], a["grate"], made["gx"], made["gbits"], *sums)
     return made
 
