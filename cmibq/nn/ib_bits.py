@@ -190,6 +190,9 @@ class Budgeted(HostIntegers):
             bits = plan.bits.to(x.dtype)
             if self.training:
                 bits = bits + self._link()
+            side = self._side(plan, now)
+            if side is not None:
+                return bits, side
             gains = None if plan.levels is None else plan.levels.to(x.dtype) * STEP
         else:
             noise = self._noise(importance, 1) if self.allocation.draws else None
@@ -201,6 +204,10 @@ class Budgeted(HostIntegers):
         if gains is None or self.token_gain is None:
             return bits, None
         return bits, self.token_gain.cost(gains)
+
+    def _side(self, plan: BitPlan, now: tuple[float, int]) -> Tensor | None:
+        """Return what the stream says beside codes, in bits [G] or [B], where that is final."""
+        return None
 
     def _link(self) -> Tensor | float:
         """Return 0 that hangs on the parameters of the networks that choose bits."""

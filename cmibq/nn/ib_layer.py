@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
-from cmibq.nn.ib_bits import BitPlan, Budgeted
+from cmibq.nn.ib_bits import BitPlan
+from cmibq.nn.ib_codec import Coded
 from cmibq.nn.ib_conditioner import Conditioner
 from cmibq.nn.ib_input import HALVES, checked, half_wanted, inside_backward
 from cmibq.nn.prior import DiscretePrior
@@ -49,7 +50,7 @@ class IBResult(NamedTuple):
     """[B] bits per sample: of the codes under the prior, or of the Gaussian KL."""
 
 
-class IBQuantizedLayer(Budgeted):
+class IBQuantizedLayer(Coded):
     """A quantised information bottleneck between features and what reads them.
 
     It computes in float32, and in float64 for float64 features, also under autocast and in a model
@@ -194,6 +195,8 @@ class IBQuantizedLayer(Budgeted):
         """
         target, kept = self._now(target_bits)
         x, task = checked(self.config, features, task_embedding, self.training)
+        if self.training:
+            self._watch(x, task, features.ndim)
         kind = x.device.type
         step = _Step(target, kept, attention, half_wanted(kind))
         if torch.is_autocast_enabled(kind):
@@ -219,12 +222,13 @@ class IBQuantizedLayer(Budgeted):
         if fresh:
             self._observe(z, step.attention)
         rows, extra = self._bits(x, task, (step.target, step.kept), fresh)
-        tables = None if self.prior is None else self.prior.tables().to(x.dtype)
+        tables = self._rates((step.target, step.kept), rows)
         random = self.training and self.config.stochastic_rounding and len(x) > 0
         dither = self._key(2, len(x)) if random else None
         flat, rates = self.quantizer(
             z.flatten(0, 1), rows, tables, observe=False, key=dither, samples=len(x)
         )
+        flat = self._exact(flat, z.flatten(0, 1), rows, (step.target, step.kept))
         quantised = flat.view_as(mu)
         rate = rates.view(x.shape[:2]).sum(1)
         if logvar is None:

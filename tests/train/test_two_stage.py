@@ -104,6 +104,7 @@ def test_accumulation_equals_the_large_batch() -> None:
             quantizer.running_min.fill_(-3.0)
             quantizer.running_max.fill_(3.0)
             quantizer.observe = lambda x: None  # type: ignore[method-assign]
+        model.cm_ibq.prior.started.fill_(1)  # it would start with the first batch
         optimiser = torch.optim.SGD(model.cm_ibq.parameters(), lr=0.1)
         logs = stage_one_pretrain(model.cm_ibq, batches, optimiser, CPU, loop=loop)
         assert len(logs) == 2
@@ -114,6 +115,7 @@ def test_accumulation_equals_the_large_batch() -> None:
 
 def test_clipping_bounds_the_step() -> None:
     model = host()
+    model.cm_ibq.prior.started.fill_(1)
     before = state(model)
     optimiser = torch.optim.SGD(model.cm_ibq.parameters(), lr=1.0)
     stage_one_pretrain(model.cm_ibq, data(1), optimiser, CPU, loop=Loop(clip_norm=1e-3))
