@@ -69,7 +69,7 @@ class TrainRecipe(CMIBQConfig):
     overwrite: bool = opt(False, "replace what another recipe left at output_path")
 
     def __post_init__(self) -> None:
-        self.layer(self.feature_dim or 8)
+        self.layer(self.feature_dim or len(self.costs) or 8)
         choice("task", self.task, ("text", "learned"))
         choice("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("prompt_tokens", "stage1_steps", "checkpoint_every", "n_diagnose"):

@@ -102,17 +102,15 @@ class _Records:
     def __init__(self, loop: Loop, stage: int, device: torch.device) -> None:
         self.loop, self.stage = loop, stage
         self.done: list[StepRecord] = []
-        self.waiting: list[tuple[int, Tensor, dict[str, float]]] = []
-        self.names: list[str] = []
+        self.waiting: list[tuple[int, list[str], Tensor, dict[str, float]]] = []
         self.often = device.type == "cpu"
 
     def add(self, step: int, terms: Mapping[str, Tensor], more: dict[str, float]) -> None:
-        self.names = list(terms)
         values = torch.stack([v.detach().float() for v in terms.values()])
         if world() > 1:
             torch.distributed.all_reduce(values)
             values = values / world()
-        self.waiting.append((step, values, more))
+        self.waiting.append((step, list(terms), values, more))
         if self.often or len(self.waiting) >= 20:
             self.flush()
 
@@ -123,8 +121,8 @@ class _Records:
             DataError: a loss is NaN or infinite.
         """
         fresh = []
-        for step, values, more in self.waiting:
-            told = dict(zip(self.names, values.tolist(), strict=True)) | more
+        for step, names, values, more in self.waiting:
+            told = dict(zip(names, values.tolist(), strict=True)) | more
             fresh.append((step, told))
             if not math.isfinite(told["total"]):
                 terms = ", ".join(f"{name} {value:.4g}" for name, value in told.items())

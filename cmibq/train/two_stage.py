@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmibq.alloc.reinforce import Baseline
 from cmibq.errors import DataError, ModelError
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.ops.channel_bits import channel_bits
@@ -15,6 +16,7 @@ from cmibq.train.alignment import AlignmentHead
 from cmibq.train.loop import Found, Loop, Parts, StepRecord, run_steps
 from cmibq.train.losses import Terms, composite
 from cmibq.train.peers import unwrapped
+from cmibq.train.policy import baseline_of, policy_loss
 from cmibq.train.schedule import BitSchedule
 
 __all__ = ["stage_one_pretrain", "stage_two_finetune"]
@@ -142,8 +144,7 @@ def stage_one_pretrain(
     _check_frozen(inner, optimiser, host, alignment)
     inner.to(device).train()
     modules: dict[str, nn.Module] = {"layer": inner}
-    if alignment is not None:
-        modules["alignment"] = alignment.to(device).train()
+    baseline = _helpers(inner, alignment, modules, device)
     target = inner.target_bits
     compiled: Any = getattr(layer, "dynamo_ctx", None)  # of a module that torch.compile made
     run = inner.run if compiled is None else compiled(inner.run)
@@ -155,7 +156,7 @@ def stage_one_pretrain(
         found = dict(zip(_NAMES, told, strict=True)) | {"features": batch["features"]}
         found |= {name: batch.get(name) for name in _OF_BATCH}
         terms = composite(inner.config, found, target, gamma, alignment=alignment)
-        return terms.total, terms._asdict(), found
+        return *_whole(inner, baseline, terms.total, terms._asdict()), found
 
     def begin(step: int) -> dict[str, float]:
         return {"target_bits": target}
@@ -202,8 +203,7 @@ def stage_two_finetune(
     loop, inner = loop or Loop(), _inner(layer)
     model.to(device).train()
     modules: dict[str, nn.Module] = {"model": model, "layer": inner}
-    if alignment is not None:
-        modules["alignment"] = alignment.to(device).train()
+    baseline = _helpers(inner, alignment, modules, device)
     batches = dataloader if isinstance(dataloader, Sized) else list(dataloader)
     steps = loop.steps_of(len(batches))
     schedule = BitSchedule.of(inner.config, steps)
@@ -220,7 +220,7 @@ def stage_two_finetune(
         terms = _joined(each, found, output["loss"])
         total = output["loss"] + terms.total
         told = terms._asdict() | {"task": output["loss"], "total": total}
-        return total, told, found[0] if found else {}
+        return *_whole(inner, baseline, total, told), found[0] if found else {}
 
     parts = Parts(2, modules, optimiser, model)
     logs = run_steps(loop, parts, batches, device, begin, losses)
@@ -229,9 +229,33 @@ def stage_two_finetune(
     return logs
 
 
+def _helpers(
+    layer: IBQuantizedLayer,
+    alignment: AlignmentHead | None,
+    modules: dict[str, nn.Module],
+    device: torch.device,
+) -> Baseline | None:
+    """Add what lives beside the layer to what is saved; return the baseline of its allocator."""
+    if alignment is not None:
+        modules["alignment"] = alignment.to(device).train()
+    baseline = baseline_of(layer)
+    if baseline is not None:
+        modules["baseline"] = baseline
+    return baseline
+
+
+def _whole(
+    layer: IBQuantizedLayer, baseline: Baseline | None, total: Tensor, terms: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the loss of an allocator that learns by trial, if there is one."""
+    policy = policy_loss(layer, baseline, total)
+    if policy is None:
+        return total, terms
+    return total + policy, terms | {"policy": policy}
+
+
 def _aim(layer: IBQuantizedLayer, schedule: BitSchedule, step: int) -> None:
     """Set the target of a step; where the last part begins, fix the bits to integer maps, once."""
     layer.target_bits = schedule.bits(step)
-    freeze = getattr(layer, "freeze_", None)
-    if step >= schedule.freeze_step and freeze is not None and not getattr(layer, "frozen", False):
-        freeze()
+    if step >= schedule.freeze_step:
+        layer.freeze_()

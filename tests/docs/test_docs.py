@@ -132,12 +132,14 @@ def yaml_keys(block: Block) -> Sequence[Mapping[str, Any]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=pages.name)
 def test_yaml_examples_are_recipes(page: Path) -> None:
-    """A YAML block is a recipe of `quantize`, or of `eval` where the line before says so."""
+    """A YAML block is a recipe of `quantize`, or of what the line before says."""
     from cmibq.recipe import EvalConfig, QuantRecipe
+    from cmibq.recipe.train import TrainRecipe
 
     for block in pages.blocks(page):
         if block.lang == "yaml":
-            kind = EvalConfig if "eval" in block.lead else QuantRecipe
+            kind: type[Any] = EvalConfig if "eval" in block.lead else QuantRecipe
+            kind = TrainRecipe if "train" in block.lead else kind
             for run_ in yaml_keys(block):
                 kind(**run_)
 

@@ -216,3 +216,41 @@ def test_batches_that_were_done_are_not_made() -> None:
     stage_one_pretrain(model.cm_ibq, loader, adamw(model.cm_ibq), CPU)
     assert loader.asked == 0
     assert config().stage2_bits == 2.0
+
+
+def test_an_allocator_learns_by_trial() -> None:
+    """Every step has a policy term until the maps are frozen; its network changes."""
+    model = host(allocator="reinforce")
+    before = state(model.cm_ibq.allocation)
+    logs = stage_one_pretrain(model.cm_ibq, data(), adamw(model.cm_ibq), CPU)
+    assert all("policy" in log for log in logs)
+    assert same(before, state(model.cm_ibq.allocation))
+    logs = stage_two_finetune(model.cm_ibq, model, data(), adamw(model), CPU)
+    assert ["policy" in log for log in logs] == [True] * 5 + [False]
+    assert model.cm_ibq.frozen
+
+
+@pytest.mark.parametrize("mode", ["shared", "task"])
+def test_the_last_steps_run_on_frozen_maps(mode: str) -> None:
+    model = host(mode=mode)
+    frozen: list[bool] = []
+    loop = Loop(watch=lambda step, found: frozen.append(model.cm_ibq.frozen))
+    stage_two_finetune(model.cm_ibq, model, data(10), adamw(model), CPU, loop=loop)
+    assert frozen == [False] * 8 + [True] * 2
+    assert int(model.cm_ibq.maps.sum(1)[0]) == 8
+
+
+def test_a_layer_that_is_computed_twice_gives_the_same_steps() -> None:
+    """Gradient checkpointing around the layer: ranges and noise of the first pass count."""
+    from torch.utils.checkpoint import checkpoint
+
+    logs, ends = [], []
+    for twice in (False, True):
+        model = host(stochastic_rounding=True)
+        run = model.cm_ibq.run
+        if twice:
+            model.cm_ibq.run = lambda *a, **k: checkpoint(run, *a, use_reentrant=False, **k)  # type: ignore[method-assign]  # noqa: B023
+        logs.append(stage_two_finetune(model.cm_ibq, model, data(), adamw(model), CPU))
+        ends.append(state(model))
+    assert logs[0] == logs[1]
+    assert same(*ends) == []
