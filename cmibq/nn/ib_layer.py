@@ -166,7 +166,7 @@ class IBQuantizedLayer(Coded):
         return normal(like.shape, self._key(stream, len(like))).to(like.dtype)
 
     def _observe(self, z: Tensor, attention: Tensor | None) -> None:
-        """Take the latent [B, T, L] of a training step into what is counted."""
+        """Take the means [B, T, L] of a training step, which evaluation rounds, into the counts."""
         self.quantizer.observe(z.flatten(0, 1))
         if self.importance is not None:
             self.importance.observe(z, attention)
@@ -212,33 +212,41 @@ class IBQuantizedLayer(Coded):
 
     def _work(self, x: Tensor, task: Tensor | None, step: _Step) -> IBResult:
         """Return the result of features [B, T, D] in the dtype of the work."""
-        z = mu = self.encode(x, task, half=step.half)
+        mu = self.encode(x, task, half=step.half)
         fresh = self.training and not inside_backward()
         if fresh:
             self.draws.add_(1)
-        logvar = None if self.log_variance is None else self.log_variance(x)
-        if logvar is not None and self.training:
-            z = mu + torch.exp(0.5 * logvar) * self._noise(mu, 0)
+        logvar = None if self.log_variance is None else self.log_variance(x, half=step.half)
         if fresh:
-            self._observe(z, step.attention)
+            self._observe(mu, step.attention)
         rows, extra = self._bits(x, task, (step.target, step.kept), fresh)
-        tables = self._rates((step.target, step.kept), rows)
-        random = self.training and self.config.stochastic_rounding and len(x) > 0
-        dither = self._key(2, len(x)) if random else None
-        flat, rates = self.quantizer(
-            z.flatten(0, 1), rows, tables, observe=False, key=dither, samples=len(x)
-        )
-        flat = self._exact(flat, z.flatten(0, 1), rows, (step.target, step.kept))
+        flat, rate = self._rounded(mu, logvar, rows, (step.target, step.kept))
         quantised = flat.view_as(mu)
-        rate = rates.view(x.shape[:2]).sum(1)
-        if logvar is None:
-            logvar = self._rounding(rows, mu)
-        else:
-            kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
-            rate = kl.flatten(1).sum(1) / math.log(2.0)
+        logvar = self._rounding(rows, mu) if logvar is None else logvar
         rate = rate if extra is None else rate + extra
         told, recon = self._told(rows, x), self.decoder(quantised, half=step.half)
         return IBResult(quantised, recon, mu, logvar, told, rate)
+
+    def _rounded(
+        self, mu: Tensor, logvar: Tensor | None, rows: Tensor, now: tuple[float, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the latent on its levels [B * T, L], and the bits of every sample [B]."""
+        n, z = len(mu), mu.flatten(0, 1)
+        random = self.training and self.config.stochastic_rounding and n > 0
+        given = {"key": self._key(2, n) if random else None, "samples": n}
+        if logvar is None:
+            y, rates = self.quantizer(z, rows, self._rates(now, rows), observe=False, **given)
+            return self._exact(y, z, rows, now), rates.view(mu.shape[:2]).sum(1)
+        spread = logvar.flatten(0, 1)
+        if self.training and self.quantizer.plain and n and not random:  # in one pass
+            y, kl = self.quantizer.draw(z, spread, rows, key=self._key(0, n), samples=n)
+        else:
+            kl = (0.5 * (z.square() + spread.exp() - 1 - spread)).sum(1)
+            if self.training:
+                z = z + torch.exp(0.5 * spread) * self._noise(mu, 0).flatten(0, 1)
+            y = self.quantizer(z, rows, None, observe=False, **given)[0]
+            y = self._exact(y, z, rows, now)
+        return y, kl.view(mu.shape[:2]).sum(1) / math.log(2.0)
 
     def _rounding(self, rows: Tensor, mu: Tensor) -> Tensor:
         """Return the log variance of rounding, step^2 / 12, like `mu`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cmibq.ops.bottleneck import bottleneck
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.ops.noise import uniform
 from cmibq.ops.peers import all_max_
@@ -103,3 +104,20 @@ class DifferentiableQuantizer(nn.Module):
         if key is not None:
             noise = uniform((samples, x.numel() // max(samples, 1)), key).view(x.shape).to(x.dtype)
         return between_grids(self.grid, x, low, high, bits.to(x.dtype), tables, noise)
+
+    def draw(
+        self, mu: Tensor, logvar: Tensor, bits: Tensor, *, key: Tensor, samples: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return latents drawn around `mu` and rounded [R, C], and their KL in nats [R].
+
+        For affine grids; see `cmibq.ops.bottleneck`.
+
+        Args:
+            mu: [R, C].
+            logvar: [R, C].
+            bits: [G, C].
+            key: `cmibq.ops.noise_key` of the noise.
+            samples: samples whose rows `mu` has.
+        """
+        low, high = (end.to(mu.dtype) for end in self.ends())
+        return bottleneck(mu, logvar, low, high, bits.to(mu.dtype), key=key, samples=samples)
