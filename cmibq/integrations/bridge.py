@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ConfigError, ModelError
+from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Collected, Request, Units
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.recipe.base import at_least, choice
@@ -83,6 +85,29 @@ class BridgeConfig:
         return cls(layer, **whole)
 
 
+_INIT = {name: value for name, value in vars(nn.init).items() if name.endswith("_")}
+_REGISTER = nn.Module.register_parameter
+
+
+@contextmanager
+def _really() -> Iterator[None]:
+    """Make modules in float32 on the CPU, whatever a loader has set for the model around them.
+
+    Loaders make parameters without memory, or leave out their first values.
+    """
+    before, patches = torch.get_default_dtype(), Patches()
+    torch.set_default_dtype(torch.float32)
+    patches.set(nn.Module, "register_parameter", _REGISTER)
+    for name, value in _INIT.items():
+        patches.set(nn.init, name, value)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        patches.undo()
+        torch.set_default_dtype(before)
+
+
 class Bridge(nn.Module):
     """A CM-IBQ layer behind a projector: takes its output, gives back the reconstruction.
 
@@ -111,23 +136,13 @@ class Bridge(nn.Module):
     def __init__(self, options: BridgeConfig) -> None:
         super().__init__()
         self.options = options
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.device("cpu"):
-                self.layer = IBQuantizedLayer(options.layer)
-                learned = options.task == "learned" and options.layer.task_dim > 0
-                self.task_vectors = (
-                    nn.Embedding(options.tasks, options.layer.task_dim) if learned else None
-                )
-                c = options.layer
-                self.alignment = (
-                    AlignmentHead(c.latent_dim, c.feature_dim, c.temperature)
-                    if c.alignment_weight
-                    else None
-                )
-        finally:
-            torch.set_default_dtype(before)
+        c = options.layer
+        learned = options.task == "learned" and c.task_dim > 0
+        with _really():
+            self.layer = IBQuantizedLayer(c)
+            self.task_vectors = nn.Embedding(options.tasks, c.task_dim) if learned else None
+            head = AlignmentHead(c.latent_dim, c.feature_dim, c.temperature)
+            self.alignment = head if c.alignment_weight else None
         self.enabled = self.add_loss = True
         self.share = 1.0
         self.last_terms: dict[str, Tensor] = {}

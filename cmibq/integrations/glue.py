@@ -1,7 +1,7 @@
 """What transformers has to know of CM-IBQ: how such models are built, saved, loaded, and generate.
 
-Five attributes of its base classes are replaced, which act only where a configuration has a field
-``cm_ibq``; `unregister` puts them back.
+Five attributes of its base classes are replaced, and ``forward`` of classes with a layer. They act
+only where a configuration has a field ``cm_ibq``; `unregister` puts them back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from cmibq.errors import ModelError
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig
-from cmibq.integrations.hooks import add_bridge, attached, hook, projector_of
+from cmibq.integrations.hooks import FORWARDS, add_bridge, attached, hook, projector_of
 from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Request
 from cmibq.integrations.units import fill
@@ -43,6 +43,9 @@ def _rebuild(model: nn.Module) -> None:
     host: Any = model
     fields = getattr(getattr(host, "config", None), NAME, None)
     place = projector_of(model)
+    if hasattr(host, "prepare_inputs_labels_for_multimodal"):
+        hook(model)  # LLaVA's own code adds projectors later
+        return
     if not fields or place is None:
         return
     if not isinstance(getattr(place, NAME, None), Bridge):
@@ -59,7 +62,11 @@ def _refuse(model: nn.Module, info: dict[str, Any]) -> None:
     mark = f".{NAME}."
     for what in ("missing_keys", "unexpected_keys"):
         keys = sorted(k for k in info.get(what, ()) if mark in k)
-        if keys:
+        place = keys[0].split(mark)[0] if keys else ""
+        alike = [k for k in info.get(what, ()) if k.startswith(place) and mark not in k]
+        if (
+            keys and not alike
+        ):  # a projector that is missing as a whole comes from a file of its own
             raise ModelError(
                 f"{len(keys)} weights of the CM-IBQ layer are {what.split('_')[0]}"
                 f" ({keys[0]}, ...): config.json and weights of this checkpoint disagree about"
@@ -130,7 +137,7 @@ def _generating(original: Any) -> Any:
         if bridge is None or own or CURRENT.get() is not None:
             return original(self, inputs, *args, **kwargs)
         ids = kwargs.get("input_ids", inputs)
-        request = Request(owner=generate, empty=False)
+        request = Request(empty=False)
         token = CURRENT.set(request)
         try:
             fill(request, self, bridge, kwargs | {"input_ids": ids, "labels": None})
@@ -158,5 +165,6 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Put back what `register` replaced; models that have a layer keep it."""
+    """Put back what `register` and `hook` replaced; models keep layers, but not their loss."""
     _patches.undo()
+    FORWARDS.undo()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from contextvars import Token
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig
+from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Request
 from cmibq.integrations.terms import terms_of
 from cmibq.integrations.units import fill
 
-__all__ = ["PROJECTORS", "add_bridge", "attached", "hook", "projector_of"]
+__all__ = ["FORWARDS", "PROJECTORS", "add_bridge", "attached", "hook", "projector_of"]
 
 PROJECTORS = ("multi_modal_projector", "visual.merger", "mm_projector")
 """Where hosts keep the module that gives image features in the width of the text."""
 
-_HOOKED = "_cmibq_hooked"
+FORWARDS = Patches()
+"""``forward`` of the classes that have met a layer."""
+
+_MARK = "_cmibq_forward"
 
 
 def projector_of(model: nn.Module) -> nn.Module | None:
@@ -31,6 +35,13 @@ def projector_of(model: nn.Module) -> nn.Module | None:
             if isinstance(owner, nn.Module):
                 return owner
     return None
+
+
+def _plain(module: nn.Module, keys: Any) -> None:
+    """Let weights without any of the layer's load: a plain projector is a start for training."""
+    mine = [k for k in keys.missing_keys if f".{NAME}." in f".{k}"]
+    if len(mine) == len(module.get_submodule(NAME).state_dict()):
+        keys.missing_keys[:] = [k for k in keys.missing_keys if k not in mine]
 
 
 def attached(model: nn.Module) -> Bridge | None:
@@ -52,65 +63,67 @@ def add_bridge(projector: nn.Module, options: BridgeConfig) -> Bridge:
     if device.type != "meta":
         bridge.to(device)
     projector.add_module(NAME, bridge)
+    projector.register_load_state_dict_post_hook(_plain)
     if not isinstance(projector, nn.Sequential):
         projector.register_forward_hook(_project)
     return bridge.train(projector.training)
 
 
 def hook(model: nn.Module) -> None:
-    """Make the model's forward note its request and add the loss; once per model."""
-    if getattr(model, _HOOKED, False):
-        return
-    setattr(model, _HOOKED, True)
+    """Make ``forward`` of the model's class note its request and add the loss; once per class.
+
+    The class, because adapters such as PEFT call ``forward`` past the hooks of a module.
+    """
     keep = getattr(model, "_keep_in_fp32_modules_strict", None)
     if isinstance(keep, set):
         keep.add(NAME)
-    model.register_forward_pre_hook(_before, with_kwargs=True)
-    model.register_forward_hook(_after, with_kwargs=True, always_call=True)
+    kind = type(model)
+    if not hasattr(kind.forward, _MARK):
+        FORWARDS.set(kind, "forward", _forwarding(kind.forward))
 
 
-def _before(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Set the request of this call, unless an outer module has."""
-    told = dict(kwargs)
-    if args and isinstance(args[0], Tensor):
-        told.setdefault("input_ids", args[0])
-    wanted = bool(kwargs.pop("return_cm_ibq", False))
-    kwargs.pop("cm_ibq_task", None)
-    request, bridge = CURRENT.get(), attached(model)
-    if bridge is None or (request is not None and not request.empty):
-        return args, kwargs
-    if request is None:
-        request = Request(owner=model, wanted=wanted)
-        request.token = CURRENT.set(request)
-    request.empty = False
-    try:
-        _fill(request, model, bridge, told)
-    except BaseException:
-        _leave(request, model)
-        raise
-    return args, kwargs
+def _forwarding(original: Any) -> Any:
+    """Wrap ``forward`` of a host."""
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bridge = attached(self)
+        if bridge is None:
+            return original(self, *args, **kwargs)
+        told = dict(kwargs)
+        if args and isinstance(args[0], Tensor):
+            told.setdefault("input_ids", args[0])
+        wanted = bool(kwargs.pop("return_cm_ibq", False))
+        kwargs.pop("cm_ibq_task", None)
+        request = CURRENT.get()
+        if request is not None:
+            if request.empty:
+                _fill(request, self, bridge, told)
+            return original(self, *args, **kwargs)
+        request = Request()
+        token = CURRENT.set(request)
+        try:
+            _fill(request, self, bridge, told)
+            output = original(self, *args, **kwargs)
+        finally:
+            CURRENT.reset(token)
+        return _finish(self, bridge, request, output, wanted)
+
+    setattr(forward, _MARK, True)
+    return forward
 
 
 def _fill(request: Request, model: nn.Module, bridge: Bridge, told: dict[str, Any]) -> None:
     """Fill a request; hosts with their own choke point do it there (`cmibq.integrations.llava`)."""
+    request.empty = False
     request.scale = bridge.share if told.get("num_items_in_batch") is not None else 1.0
     request.given = told.get("cm_ibq_task")
     if not hasattr(model, "prepare_inputs_labels_for_multimodal"):
         fill(request, model, bridge, told)
 
 
-def _leave(request: Request, model: nn.Module) -> None:
-    if request.owner is model and isinstance(request.token, Token):
-        CURRENT.reset(request.token)
-        request.token = None
-
-
-def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """Add the terms to the loss; let go of the request."""
-    request, bridge = CURRENT.get(), attached(model)
-    if request is None or bridge is None or request.owner is not model:
-        return output
-    _leave(request, model)
+def _finish(model: nn.Module, bridge: Bridge, request: Request, output: Any, wanted: bool) -> Any:
+    """Add the terms to the loss."""
     loss = getattr(output, "loss", None)
     if model.training and bridge.enabled and loss is not None:
         terms = terms_of(bridge, request)
@@ -120,6 +133,6 @@ def _after(model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if bridge.add_loss:
             added = bridge.nothing() if terms is None else request.scale * terms.total
             output.loss = loss + added.to(loss.device)
-    if request.wanted and output is not None:
+    if wanted:
         output["cm_ibq"] = request.found
     return output

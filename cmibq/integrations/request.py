@@ -51,9 +51,6 @@ class Request:
         collect: take the features and leave (`Collected`).
         scale: weight of the terms in the loss.
         empty: not filled yet.
-        owner: the module whose forward set it.
-        token: how to unset it.
-        wanted: the output shall have the diagnostics.
         given: ``cm_ibq_task`` of the call.
         collected: features, when collecting.
         found: diagnostics of each part that the layer ran on.
@@ -68,9 +65,6 @@ class Request:
     collect: bool = False
     scale: float = 1.0
     empty: bool = True
-    owner: object = None
-    token: object = None
-    wanted: bool = False
     given: Tensor | None = None
     collected: list[dict[str, Tensor]] = field(default_factory=list)
     found: list[dict[str, Tensor]] = field(default_factory=list)
