@@ -24,6 +24,7 @@ _HOME: dict[str, str] = {
     "quantize": "cmibq.ptq",
     "CMIBQConfig": "cmibq.recipe.cm_ibq",
     "IBQuantizedLayer": "cmibq.nn.ib_layer",
+    "CompressedLatent": "cmibq.nn.latent",
     "ImportanceEstimationNetwork": "cmibq.alloc.bottleneck",
     "BitAllocationNetwork": "cmibq.alloc.bottleneck",
     "DifferentiableQuantizer": "cmibq.quant.quantizers.channel_bits",

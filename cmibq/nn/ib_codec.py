@@ -244,17 +244,20 @@ class Coded(Budgeted):
                 " tensor; decompress one or more of equal length: CompressedLatent(streams)"
             )
         found = [self._opened(book, f) for f in frames]
-        device = self.latent.units.device
-        codes, bits = (torch.from_numpy(np.stack(p)).to(device) for p in zip(*found, strict=True))
-        flat = bits.flatten(0, 1).float(), codes.flatten(0, 1)
-        made = values_of(self.quantizer, flat[1], flat[0], self.latent.units).view(codes.shape)
+        first, device = found[0], self.latent.units.device
+        codes = torch.from_numpy(np.stack([f.codes for f in found])).to(device)
+        if self.token_gain is None and len({f.map_index for f in found}) == 1:
+            bits = torch.from_numpy(first.bits[:1]).to(device)  # all rows have the same
+        else:
+            bits = torch.from_numpy(np.concatenate([f.bits for f in found])).to(device)
+        units = self.latent.units
+        made = values_of(self.quantizer, codes.flatten(0, 1), bits.float(), units)
+        made = made.view(codes.shape)
         return made if frames[0].tokens else made[:, 0]
 
-    def _opened(self, book: Book, told: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """Return the codes and the widths of a sample, uint8 [T, L] each."""
+    def _opened(self, book: Book, told: Frame) -> Codes:
+        """Return the sample of a frame."""
         tokens = max(told.tokens, 1)
         if told.lanes:
-            sample = book.code.decode(RangeStream(told.payload, told.lanes), tokens)
-        else:
-            sample = book.code.unpack(told.payload, tokens)
-        return sample.codes, sample.bits
+            return book.code.decode(RangeStream(told.payload, told.lanes), tokens)
+        return book.code.unpack(told.payload, tokens)
