@@ -114,6 +114,7 @@ cq_status cq_rangecode_encode(cq_ctx *cx, const cq_range_model *m, const uint8_t
 static int is_whole(const cq_range_decoder *d) {
     if (d->size && !d->in[d->size - 1]) return 0;
     if (d->size > d->at || d->code >= d->range) return 0;
+    if (cq_range_load(d->in, d->size, 0, 8) == UINT64_MAX) return 0; /* no interval holds it */
     const uint64_t value = cq_range_load(d->in, d->size, d->at - 8, 8);
     uint64_t best;
     shortest(value - d->code, d->range, &best);

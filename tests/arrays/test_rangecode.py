@@ -121,6 +121,24 @@ def test_bytes_at_the_end_are_refused() -> None:
             range_decode(RangeStream(payload, (len(payload),)), tables, ONE, 1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_any_bytes_are_one_matrix_or_refused(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for trial in range(60):
+        rows, cols, lanes = (int(n) for n in rng.integers((0, 0, 1), (20, 40, 5)))
+        symbols, tables, context = drawn(rng, rows, cols)
+        data = range_encode(symbols, tables, context, lanes=lanes).payload
+        size = int(rng.integers(0, 40))
+        data = (data[:size], rng.bytes(size), b"\xff" * size)[trial % 3]
+        cuts = sorted(rng.integers(0, len(data) + 1, lanes - 1).tolist())
+        other = RangeStream(data, tuple(np.diff([0, *cuts, len(data)]).tolist()))
+        try:
+            found = range_decode(other, tables, context, rows)
+        except PackageError:
+            continue
+        assert range_encode(found, tables, context, lanes=lanes) == other
+
+
 def test_bad_arguments() -> None:
     tables = RangeTables.of([[49152, 16384], [65536]])
     zero = np.zeros((1, 4), np.uint8)
