@@ -46,6 +46,9 @@ def _config(cell: Cell, width: int) -> CMIBQConfig:
         "stage2_bits": cell.bits,
         "seed": cell.seed,
     }
+    if ROWS[cell.row].kind == "flat":
+        same = int(cell.bits)
+        fields |= {"min_bits": same, "max_bits": same, "stage1_bits": same}
     return CMIBQConfig(**(base | fields))
 
 

@@ -24,27 +24,37 @@ class Plan:
         steps: optimiser steps.
         batch: pictures of a step.
         pictures: training pictures.
-        rate: largest learning rate of the matrices.
-        prior_rate: that of prior, steps and allocation.
+        encoder_rate: largest learning rate of the encoder, whose weights are small: they make the
+            features' variances one.
+        decoder_rate: that of the decoder.
+        bits_rate: that of importance and allocation.
+        prior_rate: that of prior, steps and conditioning.
         warm: share of the steps in which the weight of the rate grows.
     """
 
     steps: int = 800
     batch: int = 16
     pictures: int = 8000
-    rate: float = 2e-3
+    encoder_rate: float = 3e-4
+    decoder_rate: float = 2e-3
+    bits_rate: float = 3e-3
     prior_rate: float = 1e-2
     warm: float = 0.1
 
 
 def _groups(coder: Coder, plan: Plan) -> list[dict[str, Any]]:
-    """Return two groups: matrices, and everything else (prior, steps, allocation)."""
-    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    """Return the groups of the optimiser: encoder, decoder, everything else."""
+    rates = {
+        "encoder": plan.encoder_rate,
+        "decoder": plan.decoder_rate,
+        "allocation": plan.bits_rate,
+        "importance": plan.bits_rate,
+        "": plan.prior_rate,
+    }
+    found: dict[str, list[Tensor]] = {part: [] for part in rates}
     for name, parameter in coder.named_parameters():
-        matrix = any(part in name for part in ("encoder", "decoder", "conditioner"))
-        found[matrix].append(parameter)
-    rates = {True: plan.rate, False: plan.prior_rate}
-    return [{"params": some, "lr": rates[matrix]} for matrix, some in found.items() if some]
+        found[next(part for part in rates if part in name)].append(parameter)
+    return [{"params": some, "lr": rates[part]} for part, some in found.items() if some]
 
 
 def _pairs(
