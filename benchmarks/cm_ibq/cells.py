@@ -40,7 +40,7 @@ def _config(cell: Cell, width: int) -> CMIBQConfig:
         "feature_dim": width,
         "latent_dim": cell.channels,
         "task_dim": task,
-        "hidden_dim": 64,
+        "hidden_dim": 16,
         "min_bits": 0,
         "stage1_bits": cell.bits + 1,
         "stage2_bits": cell.bits,

@@ -10,14 +10,28 @@ import numpy as np
 
 from benchmarks.cm_ibq.cells import finished
 from benchmarks.cm_ibq.judge import Curves, bytes_at
-from benchmarks.cm_ibq.tasks import FIXED, IMAGE_ROWS, LEFT_OUT, ROWS, SEEDS, Cell, left_out_cells
+from benchmarks.cm_ibq.tasks import (
+    FIXED,
+    IMAGE_ROWS,
+    LEFT_OUT,
+    PLAIN,
+    ROWS,
+    SEEDS,
+    Cell,
+    left_out_cells,
+)
 from benchmarks.cm_ibq.vlm import material
 from cmibq.eval.bootstrap import Interval, PairedBootstrap
 
 __all__ = ["MARGIN", "collect"]
 
 MARGIN = 0.01
-_AGAINST = (*(f"{row}, fixed" for row in FIXED), *FIXED, "klt", "step", "flat")
+_PAIRS = (
+    *(("ours", f"{row}, fixed") for row in PLAIN),
+    *(("ours, fixed", f"{row}, fixed") for row in (*PLAIN, "flat")),
+    *(("ours", row) for row in (*PLAIN, "klt", "step", "flat")),
+    ("task", "ours"),
+)
 Json = dict[str, Any]
 Array = np.ndarray[Any, Any]
 
@@ -134,8 +148,7 @@ def _summary(table: _Table) -> Json:
         for name, some in table.points.items()
     }
     against = []
-    pairs = [("ours", other) for other in _AGAINST] + [("task", "ours")]
-    for name, other in pairs:
+    for name, other in _PAIRS:
         if name in table.points and other in table.points:
             saving = _json(accuracy.saving(name, other, MARGIN))
             area = _json(losses.bd_rate(name, other))
@@ -153,7 +166,7 @@ def _left_out(table: _Table, split: str, seeds: Sequence[int]) -> list[Json]:
         for cell in left_out_cells(kind, seeds=seeds, split=split):
             if (found := finished(cell)) is None:
                 continue
-            size = _sizes(found, table.questions, fixed=cell.row in FIXED)
+            size = _sizes(found, table.questions, fixed=cell.row in PLAIN)
             right = float(np.array(found["right"])[rows].mean())
             some = {"bytes": _number(float(size.mean())), "accuracy": _number(right)}
             told["rows"].setdefault(cell.row, []).append(some)

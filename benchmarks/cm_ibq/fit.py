@@ -32,7 +32,7 @@ class Plan:
         warm: share of the steps in which the weight of the rate grows.
     """
 
-    steps: int = 800
+    steps: int = 500
     batch: int = 16
     pictures: int = 8000
     encoder_rate: float = 3e-4
@@ -94,11 +94,11 @@ def fit_(
     coder.train()
     for step in range(plan.steps):
         share = step / plan.steps
-        if step == math.ceil(0.8 * plan.steps):
-            coder.start_last()
         for group, peak in zip(optimiser.param_groups, _peaks(optimiser), strict=True):
             group["lr"] = peak * min(1.0, 20 * share + 0.05) * 0.5 * (1 + math.cos(math.pi * share))
         coder.set_share(share)
+        if step == math.ceil(0.8 * plan.steps):
+            coder.start_last()
         rows = rng.integers(len(seen.features), size=plan.batch)
         which, asked = _pairs(seen, rows, rng, task=task)
         question = None
@@ -111,14 +111,25 @@ def fit_(
         sent = coder.send(seen.features[which], question)
         answer = judge.loss(sent.features, asked)
         rate = sent.rate.mean()
-        pull = weight * min(1.0, share / plan.warm) if weight else 1e-3
         optimiser.zero_grad(set_to_none=True)
-        (answer + pull * rate).backward()
+        if weight:
+            (answer + weight * min(1.0, share / plan.warm) * rate).backward()
+        else:
+            _learn_apart(coder, rate)
+            answer.backward()
         torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
         optimiser.step()
         logs.append({"loss": float(answer.detach()), "bits": float(rate.detach())})
     coder.eval()
     return logs
+
+
+def _learn_apart(coder: Coder, rate: Tensor) -> None:
+    """Let the prior alone learn the rate, for coders that have none to train."""
+    learners = [p for name, p in coder.named_parameters() if name.startswith("prior.")]
+    found = torch.autograd.grad(rate, learners, retain_graph=True)
+    for parameter, gradient in zip(learners, found, strict=True):
+        parameter.grad = 1e-3 * gradient
 
 
 def _peaks(optimiser: torch.optim.Optimizer) -> list[float]:

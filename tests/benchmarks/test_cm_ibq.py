@@ -10,6 +10,7 @@ import torch
 from benchmarks.cm_ibq import cells, collect, fit, images, judge, page, pictures, tasks, vlm
 from benchmarks.cm_ibq.axes import ica, klt
 from benchmarks.cm_ibq.coders import Uniform, water_filling
+from benchmarks.cm_ibq.predict import coding_gain, predicted_gain
 from benchmarks.cm_ibq.tasks import Cell
 from cmibq.fileio import read_json
 
@@ -72,6 +73,20 @@ def test_axes_are_orthonormal_and_independent_ones_find_the_sources():
 def test_water_filling_by_hand():
     # Each bit quarters a channel's distortion: 64, 16, 4, 1 are level after 3, 2, 1, 0 bits.
     assert water_filling(torch.tensor([64.0, 16.0, 4.0, 1.0]), 6).tolist() == [3, 2, 1, 0]
+
+
+def test_coding_gain_by_hand():
+    assert coding_gain(torch.full((5,), 3.0)) == pytest.approx(0.0)
+    assert coding_gain(torch.tensor([1.0, 16.0])) == pytest.approx(0.5 * np.log2(8.5 / 4))
+
+
+def test_the_prior_learns_the_rate_alone_where_codes_have_a_fixed_length():
+    torch.manual_seed(0)
+    coder = Uniform(torch.randn(64, 4, 8), 6, "lsq", 2)
+    sent = coder.send(torch.randn(8, 4, 8))
+    fit._learn_apart(coder, sent.rate.mean())
+    moved = {name for name, p in coder.named_parameters() if p.grad is not None}
+    assert moved == {f"prior.{n}" for n, _ in coder.prior.named_parameters()}
 
 
 def test_a_token_pays_for_its_own_range():
