@@ -15,6 +15,7 @@ from benchmarks.cm_ibq.coded import Layer, Stepped, TopTokens
 from benchmarks.cm_ibq.coders import Coder, Uniform
 from benchmarks.cm_ibq.fit import ask, fit_
 from benchmarks.cm_ibq.images import compressed
+from benchmarks.cm_ibq.predict import predicted_gain
 from benchmarks.cm_ibq.tasks import IMAGE_ROWS, ROWS, Cell
 from benchmarks.cm_ibq.vlm import Material, frozen, material
 from cmibq.fileio import read_json, sha256_bytes, write_json
@@ -91,8 +92,11 @@ def _trained(cell: Cell) -> tuple[Coder, dict[str, Any]]:
             coder, cell.model, seen, cell.plan, weight=cell.weight, seed=cell.seed, task=task
         )
     last = logs[-50:]
-    record = {key: float(np.mean([log[key] for log in last])) for key in last[0]}
+    record: dict[str, Any] = {k: float(np.mean([log[k] for log in last])) for k in last[0]}
     record["seconds"] = round(time.perf_counter() - start, 1)
+    if isinstance(coder, Layer) and not task:
+        record["predicted"] = predicted_gain(coder, cell.model, seen)
+        record["map"] = coder.layer.maps[0].tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"stamp": _stamp(cell), "state": coder.state_dict(), "record": record}, path)
     return coder, record
@@ -103,11 +107,11 @@ def _picture(cell: Cell) -> dict[str, Any]:
     seen, judge = material(cell.model, cell.split), frozen(cell.model)
     if cell.row == "float":
         right, losses = judge.grade(seen.features, seen.asked)
-        return {"right": right, "losses": losses, "bits": [8.0 * p.size for p in seen.pixels]}
+        return {"right": right, "losses": losses, "bytes": [p.size for p in seen.pixels]}
     found = [compressed(pixels, cell.row, int(cell.bits)) for pixels in seen.pixels]
     right, losses = judge.grade(judge.see([f[0] for f in found]), seen.asked)
-    bits, bare = [8.0 * f[1] for f in found], float(np.mean([f[2] for f in found]))
-    return {"right": right, "losses": losses, "bits": bits, "bare": bare}
+    sizes, bare = [f[1] for f in found], float(np.mean([f[2] for f in found]))
+    return {"right": right, "losses": losses, "bytes": sizes, "bare": bare}
 
 
 def _stamp(cell: Cell) -> str:
@@ -126,15 +130,15 @@ def finished(cell: Cell) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found: dict[str, Any] = read_json(path)
-    return found if found.get("stamp") == _stamp(cell) else None
+    return found if found.get("stamp") == _stamp(cell) and "bytes" in found else None
 
 
 def made(cell: Cell) -> dict[str, Any]:
     """Return a cell, made now if it is not there.
 
     Returns:
-        ``right`` and ``losses`` per question, ``bits`` per stream, ``nominal`` bits of a stream
-        with codes of fixed length, and the record of the training.
+        ``right`` and ``losses`` per question, ``bytes`` per stream; of coders also what
+        `benchmarks.cm_ibq.fit.ask` tells and the record of the training.
     """
     if (found := finished(cell)) is not None:
         return found
@@ -145,7 +149,7 @@ def made(cell: Cell) -> dict[str, Any]:
         asked = ask(coder, cell.model, material(cell.model, cell.split), task=ROWS[cell.row].task)
         result = asked | {"record": record}
     result["losses"] = [round(x, 6) for x in result["losses"]]
-    result["bits"] = [round(x, 3) for x in result["bits"]]
+    result["bits"] = [round(x, 3) for x in result.get("bits", ())]
     _path(cell).parent.mkdir(parents=True, exist_ok=True)
     write_json(_path(cell), result | {"stamp": _stamp(cell), "cell": cell.facts()}, indent=None)
     return result

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cm_ibq.coders import Coder, Sent
+from benchmarks.cm_ibq.streams import codes_of
 from cmibq.nn.ib_layer import IBQuantizedLayer
-from cmibq.nn.prior import DiscretePrior
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.recipe.cm_ibq import CMIBQConfig
 from cmibq.train.schedule import BitSchedule
 
 __all__ = ["Layer", "Stepped", "TopTokens"]
 
-_WIDE = 8  # bits of a code that only the entropy coder bounds
-_MAP = 8  # bits of the header: which map
+_HEADER = 8  # bits of a stream with codes of fixed length
 
 
 class Stepped(Coder):
@@ -39,7 +37,6 @@ class Stepped(Coder):
         super().__init__(features, channels, fixed_encoder=fixed_encoder)
         step = 4 * float(self.variances[0].sqrt()) / levels
         self.log_step = nn.Parameter(torch.tensor(math.log(step)))
-        self.prior = DiscretePrior(channels)
         with torch.no_grad():
             spread = self.variances.sqrt() / step / 255
             self.prior.log_scale.copy_(spread.clamp(min=1e-3).log()[:, None].expand(-1, 3) - 0.6)
@@ -50,11 +47,13 @@ class Stepped(Coder):
         """Send features [B, T, D]."""
         z = self.encoder(features)
         step = self.log_step.exp().expand(self.channels)
-        bits = torch.full((1, self.channels), float(_WIDE))
         # Level 127 of 0..255 is zero, so that what does not matter falls on it.
-        y, rate = channel_bits(z.flatten(0, 1), -127 * step, 128 * step, bits, self.prior.tables())
+        low, high = -127 * step, 128 * step
+        y, rate = channel_bits(z.flatten(0, 1), low, high, self.bits, self.prior.tables())
         told = rate.view(z.shape[:2]).sum(1)
-        return Sent(self.decoder(y.view_as(z)), told, self.tokens * self.channels * float(_WIDE))
+        codes = None if self.training else codes_of(y, low, high, self.bits).view(z.shape)
+        nominal = self.tokens * self.channels * 8.0
+        return Sent(self.decoder(y.view_as(z)), told, nominal, 0.0, codes)
 
 
 class TopTokens(Coder):
@@ -74,22 +73,21 @@ class TopTokens(Coder):
         self.centre = nn.Parameter((z.amax(0) + z.amin(0)) / 2)
         self.log_half = nn.Parameter(((z.amax(0) - z.amin(0)) / 2).log())
         self.rest = nn.Parameter(features.mean((0, 1)).clone())
-        self.score = nn.Linear(features.shape[2], 1)
-        self.prior = DiscretePrior(channels)
 
     def send(self, features: Tensor, task: Tensor | None = None) -> Sent:
         """Send features [B, T, D]; tokens are chosen by their distance from the replacement."""
         z = self.encoder(features)
         half = self.log_half.exp()
-        bits = torch.full((1, self.channels), 8.0)
         ends = self.centre - half, self.centre + half
-        y, rate = channel_bits(z.flatten(0, 1), *ends, bits, self.prior.tables())
+        y, rate = channel_bits(z.flatten(0, 1), *ends, self.bits, self.prior.tables())
         matter = (features - self.rest).detach().square().sum(2)
         kept = torch.zeros_like(matter).scatter(1, matter.topk(self.keep, 1).indices, 1.0)
         sent = torch.where(kept[..., None] > 0, self.decoder(y.view_as(z)), self.rest)
         side = float(math.ceil(math.log2(math.comb(self.tokens, self.keep))))
         told = (rate.view_as(kept) * kept).sum(1) + side
-        return Sent(sent, told, self.keep * self.channels * 8.0 + side, side)
+        codes = None if self.training else codes_of(y, *ends, self.bits).view(z.shape)
+        nominal = self.keep * self.channels * 8.0 + side
+        return Sent(sent, told, nominal, side, codes, kept > 0)
 
 
 class Layer(Coder):
@@ -105,14 +103,24 @@ class Layer(Coder):
         self.layer = IBQuantizedLayer(config)
         for name in ("encoder", "decoder"):
             getattr(self.layer, name).load_state_dict(getattr(self, name).state_dict())
-        del self.encoder, self.decoder
+        del self.encoder, self.decoder, self.prior
         self.config = config
 
     def send(self, features: Tensor, task: Tensor | None = None) -> Sent:
         """Send features [B, T, D]."""
         found = self.layer.run(features, task)
-        nominal = self.tokens * float(found.bit_allocation.detach().sum(-1).mean()) + _MAP
-        return Sent(found.reconstruction, found.rate + _MAP, nominal, float(_MAP))
+        nominal = self.tokens * float(found.bit_allocation.detach().sum(-1).mean()) + _HEADER
+        return Sent(found.reconstruction, found.rate, nominal, float(_HEADER))
+
+    def sizes(self, sent: Sent, features: Tensor, task: Tensor | None) -> list[int]:
+        """Return the bytes of every stream that the layer writes, header and map included."""
+        if not self.layer.finalised:
+            self.layer.finalize_()
+        made = self.layer.compress(features, task)
+        opened = self.layer.decompress(made)
+        found = self.layer.run(features, task).quantised
+        assert bool((opened == found).all()), "a stream is decoded to another latent"
+        return list(made.sizes)
 
     def set_share(self, share: float) -> None:
         """Lower the mean bits by the schedule of the layer."""
@@ -121,6 +129,4 @@ class Layer(Coder):
 
     def start_last(self) -> None:
         """Keep integer maps from here on."""
-        freeze: Any = getattr(self.layer, "freeze_", None)
-        if freeze is not None:
-            freeze()
+        self.layer.freeze_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cm_ibq.axes import ica, klt
+from benchmarks.cm_ibq.streams import coded_bytes, codes_of
 from cmibq.arrays import allocate
 from cmibq.nn.prior import DiscretePrior
 from cmibq.ops.channel_bits import channel_bits
@@ -27,12 +29,16 @@ class Sent:
         rate: [B] bits of the codes under the prior.
         nominal: bits of a picture with codes of fixed length, everything included.
         side: bits of a picture that are sent beside the codes.
+        codes: uint8 [B, T, L], in evaluation.
+        kept: bool [B, T], tokens whose codes are sent; None: all.
     """
 
     features: Tensor
     rate: Tensor
     nominal: float
     side: float = 0.0
+    codes: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class Coder(nn.Module):
@@ -43,6 +49,8 @@ class Coder(nn.Module):
         channels: L.
         fixed_encoder: the encoder stays the KLT.
     """
+
+    bits: Tensor
 
     def __init__(self, features: Tensor, channels: int, *, fixed_encoder: bool = False) -> None:
         super().__init__()
@@ -61,10 +69,18 @@ class Coder(nn.Module):
             self.decoder.bias.copy_(mean)
         self.encoder.requires_grad_(not fixed_encoder)
         self.register_buffer("variances", values[:channels])
+        self.prior = DiscretePrior(channels)
+        self.register_buffer("bits", torch.full((1, channels), 8.0))
 
     def send(self, features: Tensor, task: Tensor | None = None) -> Sent:
         """Send features [B, T, D]."""
         raise NotImplementedError
+
+    def sizes(self, sent: Sent, features: Tensor, task: Tensor | None) -> list[int]:
+        """Return the bytes of every stream, written by the range coder."""
+        assert sent.codes is not None
+        written = coded_bytes(sent.codes, self.prior.tables(), self.bits[0], sent.kept)
+        return [size + math.ceil(sent.side / 8) for size in written]
 
     def set_share(self, share: float) -> None:
         """Called before every step with the share of the training that is done."""
@@ -102,14 +118,13 @@ class Uniform(Coder):
         widths = torch.full((channels,), float(bits))
         if kind == "water":
             widths = water_filling(self.variances, round(bits * channels))
-        self.register_buffer("bits", widths[None])
+        self.bits = widths[None]
         with torch.no_grad():
             z = self.encoder(features[:2048]).flatten(0, 1)
             ends = torch.stack([z.amin(0), z.amax(0)])
         self.register_buffer("running", ends)
         self.centre = nn.Parameter(ends.mean(0))
         self.log_half = nn.Parameter(((ends[1] - ends[0]) / 2).log())
-        self.prior = DiscretePrior(channels)
 
     def _ends(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind in ("lsq", "water"):
@@ -136,15 +151,16 @@ class Uniform(Coder):
             ends = torch.stack([flat.amin(1, True), flat.amax(1, True)]).detach()
             ends = ((ends - low[:1]) / grid).round() * grid + low[:1]
             width = (ends[1] - ends[0]).clamp(min=float(grid))
-            unit, rate = channel_bits(
-                (flat - ends[0]) / width, low * 0, low * 0 + 1, self.bits, tables
-            )
-            y, side = ends[0] + unit * width, 2.0 * _SIDE * self.tokens
+            low, high = torch.zeros_like(low), torch.ones_like(high)
+            x, rate = channel_bits((flat - ends[0]) / width, low, high, self.bits, tables)
+            y, side = ends[0] + x * width, 2.0 * _SIDE * self.tokens
         else:
-            y, rate = channel_bits(flat, low, high, self.bits, tables)
+            x, rate = channel_bits(flat, low, high, self.bits, tables)
+            y = x
         nominal = self.tokens * float(self.bits.sum()) + side
         told = rate.view(z.shape[:2]).sum(1)
-        return Sent(self.decoder(y.view_as(z)), told, nominal, side)
+        codes = None if self.training else codes_of(x, low, high, self.bits).view(z.shape)
+        return Sent(self.decoder(y.view_as(z)), told, nominal, side, codes)
 
 
 def water_filling(variances: Tensor, total: int) -> Tensor:

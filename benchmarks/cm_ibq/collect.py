@@ -46,10 +46,9 @@ def _json(found: Interval) -> Json:
 
 def _sizes(found: Json, questions: Sequence[int], *, fixed: bool) -> Array:
     """Return the whole bytes of the stream that each question needs."""
-    bits = np.array(found["bits"])
+    size = np.array(found["bytes"], np.float64)
     if fixed:
-        bits = np.full(len(bits), found["nominal"])
-    size = np.ceil(bits / 8 - 1e-9)
+        size = np.full(len(size), np.ceil(found["nominal"] / 8 - 1e-9))
     return size if len(size) == sum(questions) else np.repeat(size, questions)
 
 
@@ -124,7 +123,7 @@ def _point(told: Json, table: _Table) -> Json:
         "excess": _number(float(boot.means[1])),
         "excess_stderr": _number(float(boot.stderr[1])),
         "seeds": len(told["by_seed"]),
-        "bare": None if told["bare"] is None else _number(told["bare"] / 8),
+        "bare": None if told["bare"] is None else _number(told["bare"]),
         "seconds": told["seconds"],
     }
 

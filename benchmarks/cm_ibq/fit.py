@@ -23,6 +23,7 @@ class Plan:
     Args:
         steps: optimiser steps.
         batch: pictures of a step.
+        questions: questions about each of them.
         pictures: training pictures.
         encoder_rate: largest learning rate of the encoder, whose weights are small: they make the
             features' variances one.
@@ -34,6 +35,7 @@ class Plan:
 
     steps: int = 500
     batch: int = 16
+    questions: int = 4
     pictures: int = 8000
     encoder_rate: float = 3e-4
     decoder_rate: float = 2e-3
@@ -58,16 +60,15 @@ def _groups(coder: Coder, plan: Plan) -> list[dict[str, Any]]:
 
 
 def _pairs(
-    material: Material, rows: np.ndarray[Any, Any], rng: np.random.Generator, *, task: bool
+    material: Material, plan: Plan, rng: np.random.Generator, *, task: bool
 ) -> tuple[list[int], list[list[tuple[str, str]]]]:
     """Return the pictures of a step and what is asked about each; one question each with a task."""
-    if not task:
-        return rows.tolist(), [material.asked[row] for row in rows]
     which, asked = [], []
-    for row in rows.tolist():
-        for number in rng.permutation(len(material.asked[row]))[:4].tolist():
-            which.append(row)
-            asked.append([material.asked[row][number]])
+    for row in rng.integers(len(material.features), size=plan.batch).tolist():
+        pairs = material.asked[row]
+        some = [pairs[i] for i in rng.permutation(len(pairs))[: plan.questions].tolist()]
+        which += [row] * (len(some) if task else 1)
+        asked += [[pair] for pair in some] if task else [some]
     return which, asked
 
 
@@ -99,8 +100,7 @@ def fit_(
         coder.set_share(share)
         if step == math.ceil(0.8 * plan.steps):
             coder.start_last()
-        rows = rng.integers(len(seen.features), size=plan.batch)
-        which, asked = _pairs(seen, rows, rng, task=task)
+        which, asked = _pairs(seen, plan, rng, task=task)
         question = None
         if task:
             texts = [pairs[0][0] for pairs in asked]
@@ -144,8 +144,9 @@ def ask(coder: Coder, model: str, seen: Material, *, task: bool) -> dict[str, An
     """Ask every question.
 
     Returns:
-        ``right`` and ``losses`` per question, ``bits`` per stream (a picture; with a task, a
-        picture and a question) and ``nominal``, the bits of a stream with codes of fixed length.
+        ``right`` and ``losses`` per question; ``bytes`` that were written and ``bits`` of
+        information per stream (a picture; with a task, a picture and a question); ``nominal``, the
+        bits of a stream with codes of fixed length.
     """
     judge = frozen(model)
     which = list(range(len(seen.asked)))
@@ -154,6 +155,10 @@ def ask(coder: Coder, model: str, seen: Material, *, task: bool) -> dict[str, An
         which = [row for row in which for _ in seen.asked[row]]
         asked = [[pair] for pairs in seen.asked for pair in pairs]
         question = judge.embed_texts([pairs[0][0] for pairs in asked])
-    sent = coder.send(seen.features[which], question)
+    features = seen.features[which]
+    sent = coder.send(features, question)
+    sizes = coder.sizes(sent, features, question)
+    sent = coder.send(features, question)  # again: with the tables that were made last
     right, losses = judge.grade(sent.features, asked)
-    return {"right": right, "losses": losses, "bits": sent.rate.tolist(), "nominal": sent.nominal}
+    told = {"right": right, "losses": losses, "bytes": sizes, "bits": sent.rate.tolist()}
+    return told | {"nominal": sent.nominal}

@@ -2,8 +2,8 @@
 
 A curve has a point per cell: mean bytes of a stream and mean quality (accuracy, or minus the
 log-loss). Between points, the logarithm of the bytes is linear in the quality; a point that costs
-more than another and is no better is left out. Intervals come from a bootstrap over scans that draws
-all curves alike, so comparisons are paired.
+more than another and is no better is left out. Intervals come from a bootstrap over scans that
+draws all curves alike, so comparisons are paired.
 """
 
 from __future__ import annotations

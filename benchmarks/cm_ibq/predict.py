@@ -28,8 +28,8 @@ def coding_gain(importance: Tensor) -> float:
 def predicted_gain(coder: Layer, model: str, seen: Material, pictures: int = 256) -> float:
     """Return the bits per element that unequal widths save where rounding is fine.
 
-    The sensitivity of a channel is the mean square of the gradient of the log-loss of all answers of
-    a picture; the loss then grows by half of that times the mean square error.
+    The sensitivity of a channel is the mean square of the gradient of the log-loss of all answers
+    of a picture; the loss then grows by half of that times the mean square error.
 
     Args:
         coder: trained.

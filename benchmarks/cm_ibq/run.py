@@ -53,8 +53,8 @@ def _wanted(options: Any) -> list[Cell]:
 
 
 def _print(cell: Cell, found: dict[str, Any]) -> None:
-    bits, count = found["bits"], len(found["right"])
-    size, right, loss = sum(bits) / len(bits) / 8, sum(found["right"]), sum(found["losses"])
+    sizes, count = found["bytes"], len(found["right"])
+    size, right, loss = sum(sizes) / len(sizes), sum(found["right"]), sum(found["losses"])
     fixed = f" nominal {found['nominal'] / 8:.1f}" if "nominal" in found else ""
     told = f"accuracy {right / count:.4f} loss {loss / count:.4f} bytes {size:.2f}{fixed}"
     print(f"{cell.name}: {told}", flush=True)

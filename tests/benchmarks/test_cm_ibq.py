@@ -10,9 +10,11 @@ import torch
 from benchmarks.cm_ibq import cells, collect, fit, images, judge, page, pictures, tasks, vlm
 from benchmarks.cm_ibq.axes import ica, klt
 from benchmarks.cm_ibq.coders import Uniform, water_filling
-from benchmarks.cm_ibq.predict import coding_gain, predicted_gain
+from benchmarks.cm_ibq.predict import coding_gain
+from benchmarks.cm_ibq.streams import coded_bytes
 from benchmarks.cm_ibq.tasks import Cell
 from cmibq.fileio import read_json
+from cmibq.nn.prior import DiscretePrior
 
 QUICK = fit.Plan(steps=3, batch=4, pictures=24)
 
@@ -89,6 +91,18 @@ def test_the_prior_learns_the_rate_alone_where_codes_have_a_fixed_length():
     assert moved == {f"prior.{n}" for n, _ in coder.prior.named_parameters()}
 
 
+def test_streams_of_baselines_take_the_information_of_their_codes():
+    torch.manual_seed(0)
+    rates, bits = DiscretePrior(3).tables().detach(), torch.tensor([2.0, 0.0, 1.0])
+    codes = torch.tensor([[[0, 0, 1], [3, 0, 0]], [[1, 0, 1], [2, 0, 1]]]).byte()
+    told = [float(rates[0, 3 + c[0]] + rates[2, 1 + c[2]]) for row in codes.tolist() for c in row]
+    sizes = coded_bytes(codes, rates, bits)
+    for size, information in zip(sizes, (sum(told[:2]), sum(told[2:])), strict=True):
+        assert information / 8 - 0.01 <= size <= information / 8 + 1.01
+    kept = torch.tensor([[False, False], [True, True]])
+    assert coded_bytes(codes, rates, bits, kept) == [0, sizes[1]]
+
+
 def test_a_token_pays_for_its_own_range():
     torch.manual_seed(0)
     features = torch.randn(64, 4, 8)
@@ -133,11 +147,15 @@ def test_a_cell_is_made_once_and_asks_other_questions_without_training(row, tmp_
     found = cells.made(cell)
     assert len(found["right"]) == len(found["losses"]) == sum(map(len, few.asked))
     streams = len(found["right"]) if row == "task" else len(few.asked)
-    assert len(found["bits"]) == streams
+    assert len(found["bytes"]) == len(found["bits"]) == streams
+    bits, sizes = np.array(found["bits"]), np.array(found["bytes"])
+    side = 9 if row in ("ours", "task") else 1  # a header, and the end of a range coder's stream
+    assert bool((sizes >= bits / 8 - 1).all())
+    assert bool((sizes <= bits / 8 + side + 0.1 + (8 if row == "token" else 0)).all())
     monkeypatch.setattr(cells, "fit_", None)  # nothing is trained again
     again = cells.made(Cell(row, 4, 2, 1e-3, plan=QUICK, split="test"))
     assert again["record"] == found["record"]
-    assert cells.finished(cell)["bits"] == found["bits"]
+    assert cells.finished(cell)["bytes"] == found["bytes"]
 
 
 def test_results_from_cells_fill_the_page(tmp_path, monkeypatch):
@@ -151,7 +169,7 @@ def test_results_from_cells_fill_the_page(tmp_path, monkeypatch):
     made += tasks.left_out_cells("sum", seeds=(0,), split="test")
     for number, cell in enumerate(made):
         told = {"right": rng.integers(2, size=20).tolist(), "losses": [0.1 + number] * 20}
-        told |= {"bits": [8.0 * number + 9] * 5, "nominal": 16.0, "record": {"seconds": 1.0}}
+        told |= {"bytes": [number + 2] * 5, "nominal": 16.0, "record": {"seconds": 1.0}}
         path = cells._path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told | {"stamp": cells._stamp(cell)}))
