@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cm_ibq.axes import ica, klt
 from benchmarks.cm_ibq.streams import coded_bytes, codes_of
 from cmibq.arrays import allocate
+from cmibq.nn.ib_start import independent_axes, principal_axes
 from cmibq.nn.prior import DiscretePrior
 from cmibq.ops.channel_bits import channel_bits
 
@@ -54,21 +54,18 @@ class Coder(nn.Module):
 
     def __init__(self, features: Tensor, channels: int, *, fixed_encoder: bool = False) -> None:
         super().__init__()
-        axes, values, mean = klt(features, channels)
+        start = principal_axes if fixed_encoder else independent_axes
+        axes = start(features, channels)
         self.tokens, self.channels = features.shape[1], channels
         self.encoder = nn.Linear(features.shape[2], channels)
         self.decoder = nn.Linear(channels, features.shape[2])
-        back = axes.mT
-        if not fixed_encoder:
-            axes, back, mean = ica(features, channels)
-            values = torch.ones(channels)
         with torch.no_grad():
-            self.encoder.weight.copy_(axes)
-            self.encoder.bias.copy_(-(axes @ mean))
-            self.decoder.weight.copy_(back)
-            self.decoder.bias.copy_(mean)
+            self.encoder.weight.copy_(axes.encoder)
+            self.encoder.bias.copy_(-(axes.encoder @ axes.mean))
+            self.decoder.weight.copy_(axes.decoder)
+            self.decoder.bias.copy_(axes.mean)
         self.encoder.requires_grad_(not fixed_encoder)
-        self.register_buffer("variances", values[:channels])
+        self.register_buffer("variances", axes.variance)
         self.prior = DiscretePrior(channels)
         self.register_buffer("bits", torch.full((1, channels), 8.0))
 

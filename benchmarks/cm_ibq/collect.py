@@ -155,6 +155,22 @@ def _summary(table: _Table) -> Json:
     return {"below": below, "against": against}
 
 
+def _gain(below: Json, split: str, seeds: Sequence[int]) -> Json:
+    """Return the bits per element that unequal widths save: by theory, and measured."""
+    cells = [
+        Cell("flat", *point, seed=seed, split=split)
+        for point in ROWS["flat"].points
+        for seed in seeds
+    ]
+    found = [(cell, finished(cell)) for cell in cells]
+    told = [(c, f["record"]["predicted"]) for c, f in found if f and f["record"].get("predicted")]
+    sizes = [below.get(f"{row}, fixed", {}).get("value") for row in ("flat", "ours")]
+    elements = 4 * cells[0].channels
+    measured = None if None in sizes else 8 * (sizes[0] - sizes[1]) / elements
+    predicted = [[c.bits, _number(p)] for c, p in told]
+    return {"predicted": predicted, "measured": measured and _number(measured)}
+
+
 def _left_out(table: _Table, split: str, seeds: Sequence[int]) -> list[Json]:
     """Return what questions of a kind lose that training did not ask, against training that did."""
     kinds = np.array([kind for some in table.seen.kinds for kind in some])
@@ -177,6 +193,7 @@ def collect(split: str = "test", seeds: Sequence[int] = SEEDS) -> Json:
     """Return everything that finished cells say, as JSON values."""
     table = _Table(split, seeds)
     rows = {name: [_point(p, table) for p in some] for name, some in table.points.items()}
+    summary = _summary(table)
     return {
         "split": split,
         "questions": sum(table.questions),
@@ -186,6 +203,7 @@ def collect(split: str = "test", seeds: Sequence[int] = SEEDS) -> Json:
             "nll": _number(float(table.losses.mean())),
         },
         "rows": rows,
-        **_summary(table),
+        **summary,
+        "gain": _gain(summary["below"], split, seeds),
         "left_out": _left_out(table, split, seeds),
     }

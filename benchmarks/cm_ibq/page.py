@@ -83,6 +83,25 @@ def _points(results: Json) -> list[str]:
     return lines
 
 
+def _gain(results: Json) -> list[str]:
+    told = results["gain"]
+    lines = ["| flat bits of the layer that is looked at | predicted saving, bits per element |"]
+    lines.append("|---|---|")
+    lines += [f"| {bits:g} | {value:.2f} |" for bits, value in told["predicted"]]
+    if told["measured"] is None:
+        return [
+            *lines,
+            "",
+            "Measured: not to be told, a curve does not reach one point below float.",
+        ]
+    return [
+        *lines,
+        "",
+        f"Measured one point below float, with codes of fixed length: {told['measured']:.2f} bits"
+        " per element.",
+    ]
+
+
 def _left_out(results: Json) -> list[str]:
     lines = ["| kind not trained | float, % | sent | bytes | accuracy of that kind, % |"]
     lines.append("|---|---|---|---|---|")
@@ -101,6 +120,7 @@ PARTS = {
     "about": _about,
     "below": _below,
     "against": _against,
+    "gain": _gain,
     "left_out": _left_out,
     "points": _points,
 }
