@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cm_ibq.coders import Coder, Sent
-from benchmarks.cm_ibq.streams import codes_of
+from benchmarks.cm_ibq.streams import codes_of, counted
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.recipe.cm_ibq import CMIBQConfig
@@ -114,8 +114,6 @@ class Layer(Coder):
 
     def sizes(self, sent: Sent, features: Tensor, task: Tensor | None) -> list[int]:
         """Return the bytes of every stream that the layer writes, header and map included."""
-        if not self.layer.finalised:
-            self.layer.finalize_()
         made = self.layer.compress(features, task)
         opened = self.layer.decompress(made)
         found = self.layer.run(features, task).quantised
@@ -130,3 +128,18 @@ class Layer(Coder):
     def start_last(self) -> None:
         """Keep integer maps from here on."""
         self.layer.freeze_()
+
+    @torch.no_grad()
+    def finish(self, features: Tensor) -> None:
+        """Make the integer tables that streams are coded with, where bits are shared from counts.
+
+        Args:
+            features: [N, T, D] training features.
+        """
+        layer = self.layer.eval()
+        if self.config.mode == "shared" and layer.prior is not None:
+            bits = layer.maps[:1].float()
+            values = layer.run(features).quantised.flatten(0, 1)
+            codes = codes_of(values, *layer.quantizer.ends(), bits)
+            layer.prior.fit_(counted(codes, bits[0]))
+        layer.finalize_()

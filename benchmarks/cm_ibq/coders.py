@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cm_ibq.streams import coded_bytes, codes_of
+from benchmarks.cm_ibq.streams import coded_bytes, codes_of, counted
 from cmibq.arrays import allocate
 from cmibq.nn.ib_start import independent_axes, principal_axes
 from cmibq.nn.prior import DiscretePrior
@@ -84,6 +84,18 @@ class Coder(nn.Module):
 
     def start_last(self) -> None:
         """Called where the last fifth of the training starts."""
+
+    @torch.no_grad()
+    def finish(self, features: Tensor) -> None:
+        """Called when the training is over: the prior takes the shares of codes of training data.
+
+        Args:
+            features: [N, T, D].
+        """
+        sent = self.eval().send(features)
+        assert sent.codes is not None
+        codes = sent.codes if sent.kept is None else sent.codes[sent.kept]
+        self.prior.fit_(counted(codes.flatten(0, -2), self.bits[0]))
 
 
 class Uniform(Coder):

@@ -120,6 +120,7 @@ def fit_(
         torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
         optimiser.step()
         logs.append({"loss": float(answer.detach()), "bits": float(rate.detach())})
+    coder.finish(seen.features[:4096])
     coder.eval()
     return logs
 
@@ -158,7 +159,6 @@ def ask(coder: Coder, model: str, seen: Material, *, task: bool) -> dict[str, An
     features = seen.features[which]
     sent = coder.send(features, question)
     sizes = coder.sizes(sent, features, question)
-    sent = coder.send(features, question)  # again: with the tables that were made last
     right, losses = judge.grade(sent.features, asked)
     told = {"right": right, "losses": losses, "bytes": sizes, "bits": sent.rate.tolist()}
     return told | {"nominal": sent.nominal}

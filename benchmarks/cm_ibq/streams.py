@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from cmibq.arrays.rangecode import RangeTables, integer_frequencies, range_decode, range_encode
+from cmibq.ops.channel_bits import TABLE
 
-__all__ = ["coded_bytes", "codes_of"]
+__all__ = ["coded_bytes", "codes_of", "counted"]
 
 
 def codes_of(values: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
@@ -24,6 +25,18 @@ def codes_of(values: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
     """
     top = torch.exp2(bits) - 1
     return ((values - low) / (high - low) * top).round().clamp(min=0).minimum(top).byte()
+
+
+def counted(codes: Tensor, bits: Tensor) -> Tensor:
+    """Return how often each code of each channel occurs, [L, 511]; 0 for other widths.
+
+    Args:
+        codes: uint8 [R, L].
+        bits: [L] whole bits.
+    """
+    rows = codes.long() + (2 ** bits.long() - 1)
+    found = [torch.bincount(column, minlength=TABLE) for column in rows.unbind(1)]
+    return torch.stack(found).float()
 
 
 def coded_bytes(

@@ -10,12 +10,12 @@ import torch
 from benchmarks.cm_ibq import cells, collect, fit, images, judge, page, pictures, tasks, vlm
 from benchmarks.cm_ibq.coders import Uniform, water_filling
 from benchmarks.cm_ibq.predict import coding_gain
-from benchmarks.cm_ibq.streams import coded_bytes
+from benchmarks.cm_ibq.streams import coded_bytes, counted
 from benchmarks.cm_ibq.tasks import Cell
 from cmibq.fileio import read_json
 from cmibq.nn.prior import DiscretePrior
 
-QUICK = fit.Plan(steps=3, batch=4, pictures=24)
+QUICK = fit.Plan(steps=5, batch=4, pictures=24)
 
 
 def test_bytes_at_a_quality_by_hand():
@@ -85,6 +85,13 @@ def test_streams_of_baselines_take_the_information_of_their_codes():
         assert information / 8 - 0.01 <= size <= information / 8 + 1.01
     kept = torch.tensor([[False, False], [True, True]])
     assert coded_bytes(codes, rates, bits, kept) == [0, sizes[1]]
+
+
+def test_codes_are_counted_where_the_tables_have_them():
+    found = counted(torch.tensor([[0, 3, 0], [1, 3, 0]]).byte(), torch.tensor([1.0, 2.0, 0.0]))
+    assert found[0, 1:3].tolist() == [1, 1]
+    assert found[1, 3:7].tolist() == [0, 0, 0, 2]
+    assert found.sum(1).tolist() == [2, 2, 2]
 
 
 def test_a_token_pays_for_its_own_range():
