@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.ops.alloc import project_bits, round_bits
-from cmibq.ops.matrix import Matrix, silent
+from cmibq.ops.matrix import Matrix
 
 __all__ = ["STEP", "UNIT", "TokenGain"]
 
@@ -40,7 +40,8 @@ class TokenGain(nn.Module):
         self.count = levels
         self.features = Matrix(feature_dim, _WIDTH)
         self.task = Matrix(task_dim, _WIDTH, bias=False) if task_dim else None
-        self.last = silent(_WIDTH, 1)
+        self.last = Matrix(_WIDTH, 1, bias=False)  # a shift of all scores changes nothing
+        nn.init.zeros_(self.last.weight)
         self.logits = nn.Parameter(torch.zeros(levels))
 
     def top(self, target_bits: float, max_bits: int) -> int:

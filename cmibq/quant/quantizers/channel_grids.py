@@ -38,10 +38,15 @@ class ChannelGrid(Protocol):
 CHANNEL_GRIDS: Registry[ChannelGrid] = Registry("channel grid")
 
 
+def _through(value: Tensor, v: Tensor) -> Tensor:
+    """Return exactly `value`, with a gradient of 1 to `v`."""
+    return value.detach() + (v - v.detach())
+
+
 def _snap(u: Tensor, noise: Tensor | None) -> Tensor:
     """Return whole numbers, straight through: the nearest, or at random with `u` as the mean."""
     whole = u.round() if noise is None else torch.floor(u + noise)
-    return u + (whole - u).detach()
+    return _through(whole, u)
 
 
 @CHANNEL_GRIDS.register("affine")
@@ -65,7 +70,7 @@ def logarithmic(v: Tensor, bits: Tensor, noise: Tensor | None) -> tuple[Tensor, 
     v = v.clamp(-1, 1)
     q, code = affine(torch.log1p(_MU * v.abs()) / math.log1p(_MU) * v.sign(), bits, noise)
     back = torch.expm1(q.abs() * math.log1p(_MU)) / _MU * q.sign()
-    return v + (back - v).detach(), code
+    return _through(back, v), code
 
 
 @CHANNEL_GRIDS.register("pow2")
@@ -85,7 +90,7 @@ def power_of_two(v: Tensor, bits: Tensor, noise: Tensor | None) -> tuple[Tensor,
     positive = v >= 0
     level = torch.exp2(-depth) * torch.where(positive, 1.0, -1.0).to(v.dtype)
     top = torch.exp2(bits) - 1
-    return v + (level - v).detach(), torch.where(positive, top - depth, depth)
+    return _through(level, v), torch.where(positive, top - depth, depth)
 
 
 def between_grids(
