@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cmibq import models
+from cmibq.data.batch import IGNORE
 from cmibq.errors import ModelError
 from cmibq.integrations.bridge import NAME, Bridge
 from cmibq.integrations.hooks import projector_of
+from cmibq.train.peers import world
 
 __all__ = ["HostLoss", "host_parameters", "recompute_"]
 
@@ -29,9 +31,18 @@ class HostLoss(nn.Module):
         bridge.add_loss = False
 
     def forward(self, batch: Mapping[str, Tensor], target_bits: float | None = None) -> Any:
-        """Return the loss of the task, and what the layer found."""
+        """Return the loss of the task, and what the layer found.
+
+        The loss is a mean over answer tokens; averaged over processes it is that over all of them.
+        """
         output = self.model(**batch, use_cache=False, return_cm_ibq=True)
-        return {"loss": output["loss"], "cm_ibq": output["cm_ibq"]}
+        loss = output["loss"]
+        if world() > 1:
+            own = (batch["labels"] != IGNORE).sum().to(loss.dtype)
+            total = own.clone()
+            distributed.all_reduce(total)
+            loss = loss * (own * world() / total)
+        return {"loss": loss, "cm_ibq": output["cm_ibq"]}
 
 
 def host_parameters(loaded: models.LoadedModel, parts: Sequence[str]) -> list[nn.Parameter]:

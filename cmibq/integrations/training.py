@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cmibq import models
 from cmibq.data import CalibSample, Encoded, check_images, encode, read_items
@@ -127,10 +128,24 @@ def _checkpoints(recipe: TrainRecipe) -> Checkpoints:
     return Checkpoints(folder, every=recipe.checkpoint_every, facts=facts)
 
 
+def _groups(job: _Job, trained: Sequence[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """Return the groups of an optimiser: ranges and probabilities are logarithms, and go faster.
+
+    The best range of one bit is a fourth of that of eight; matrices never have that far to go.
+    """
+    layer = job.bridge.layer
+    parts = [p for p in (layer.quantizer, layer.prior) if p is not None]
+    fast = {id(p) for part in parts for p in part.parameters()}
+    slow = [p for p in trained if id(p) not in fast]
+    quick = [p for p in trained if id(p) in fast]
+    return [{"params": slow, "lr": rate}, {"params": quick, "lr": job.recipe.scale_lr}]
+
+
 def _stage_one(job: _Job) -> None:
     r, layer = job.recipe, job.bridge.layer
     trained = [*layer.parameters(), *(job.head.parameters() if job.head else ())]
-    optimiser = torch.optim.AdamW(trained, lr=r.stage1_lr, weight_decay=r.weight_decay)
+    groups = _groups(job, trained, r.stage1_lr)
+    optimiser = torch.optim.AdamW(groups, weight_decay=r.weight_decay)
     model = job.loaded.model.eval()
     if job.bridge.task_vectors is not None:  # stage two trains them: they are not the layer's
         job.bridge.task_vectors.requires_grad_(False)
@@ -146,7 +161,7 @@ def _stage_two(job: _Job) -> None:
     beside = host_parameters(job.loaded, r.parts)
     for p in (*beside, *job.bridge.parameters()):
         p.requires_grad_(True)
-    groups: list[dict[str, Any]] = [{"params": list(job.bridge.parameters()), "lr": r.stage2_lr}]
+    groups = _groups(job, list(job.bridge.parameters()), r.stage2_lr)
     groups += [{"params": beside, "lr": r.host_lr}] if beside else []
     optimiser = torch.optim.AdamW(groups, weight_decay=r.weight_decay)
     if r.gradient_checkpointing:

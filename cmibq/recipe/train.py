@@ -14,7 +14,7 @@ from cmibq.recipe.cm_ibq import CMIBQConfig
 __all__ = ["TRACKERS", "TrainRecipe"]
 
 TRACKERS = ("tensorboard", "wandb")
-_RATES = ("stage1_lr", "stage2_lr", "host_lr")
+_RATES = ("stage1_lr", "stage2_lr", "scale_lr", "host_lr")
 _NO_MATTER = (
     "name",
     "output_path",
@@ -52,6 +52,7 @@ class TrainRecipe(CMIBQConfig):
     stage2_steps: int = opt(2000, "optimiser steps of stage two: with the task")
     stage1_lr: float = opt(1e-3, "learning rate of stage one")
     stage2_lr: float = opt(2e-4, "learning rate of the layer in stage two")
+    scale_lr: float = opt(1e-2, "learning rate of ranges and of the prior, in both stages")
     host_lr: float = opt(2e-5, "learning rate of what is trained beside the layer")
     warmup: float = opt(0.03, "share of a stage's steps over which learning rates rise from 0")
     weight_decay: float = opt(0.0, "of AdamW")

@@ -124,7 +124,7 @@ def plot_bit_histogram(diagnostics: Mapping[str, Any], ax: Axes | None = None) -
     bars = ax.bar(list(told), list(told.values()), width=0.78, color=_BLUE)
     ax.bar_label(bars, [str(n) if n else "" for n in told.values()], padding=2, fontsize=8.5)
     mean = sum(diagnostics["bits"]) / max(len(diagnostics["bits"]), 1)
-    ax.axvline(mean, color=INK, lw=1.1, ls=(0, (5, 3)), label=f"mean {mean:.2f}")
+    ax.axvline(mean, color=INK, lw=1.1, ls=(0, (5, 3)), zorder=0.5, label=f"mean {mean:.2f}")
     ax.margins(y=0.12)
     ax.set_xticks(list(told))
     ax.set_xlabel("bits per element")
@@ -190,7 +190,7 @@ def plot_rate_distortion(diagnostics: Mapping[str, Any], ax: Axes | None = None)
                 mfc="none",
                 mec=_RED,
                 mew=1.8,
-                label=f"trained for {point['target']:g} bits",
+                label=f"trained for a mean of {point['target']:g}",
             )
             _above(ax, 1)
     coded = "coded" if diagnostics.get("rate") == "discrete" else "KL"

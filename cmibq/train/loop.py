@@ -77,7 +77,7 @@ class Loop:
 def moved(batch: Any, device: torch.device) -> Any:
     """Return a batch on the device: tensors, and dictionaries, lists and tuples of them."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return batch.to(device, non_blocking=device.type == "cuda")
     if isinstance(batch, Mapping):
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
