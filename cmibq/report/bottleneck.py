@@ -79,6 +79,8 @@ def _rows(
         spent = sum(found["rates"]) / len(found["rates"])
         made.append(("mean bits taken", f"{spent:.3f}"))
         made.append(("bytes per image, at that", f"{spent * facts['elements'] / 8:.1f}"))
+        if found.get("bytes"):
+            made.append(("bytes per image, coded, with header", f"{found['bytes']:.1f}"))
         made.append(("dead channels", f"{len(found['dead'])} of {len(found['bits'])}"))
     return made
 

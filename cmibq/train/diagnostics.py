@@ -19,6 +19,7 @@ from cmibq.train.losses import gaussian_rate
 __all__ = [
     "BitRecorder",
     "channel_rates",
+    "coded_bytes",
     "diagnose",
     "entropy_bits",
     "information_plane",
@@ -193,6 +194,27 @@ def channel_rates(layer: IBQuantizedLayer, batches: Batches) -> tuple[Tensor, Te
     return shares / rows, spent / rows
 
 
+@torch.no_grad()
+def coded_bytes(layer: IBQuantizedLayer, batches: Batches) -> float | None:
+    """Return the mean bytes of a sample's stream, header and map included.
+
+    Args:
+        layer: in evaluation mode.
+        batches: as in `rate_distortion`.
+
+    Returns:
+        The mean; None for a layer that is not finalised, which has no streams.
+    """
+    if not layer.latent.filled or not layer.frozen:
+        return None
+    sizes = [
+        size
+        for b in batches
+        for size in layer.compress(b["features"].float(), b.get("task_embedding")).sizes
+    ]
+    return sum(sizes) / max(len(sizes), 1)
+
+
 def diagnose(
     layer: IBQuantizedLayer, batches: Batches, targets: Sequence[float] | None = None
 ) -> dict[str, Any]:
@@ -205,7 +227,8 @@ def diagnose(
 
     Returns:
         Plain values: ``bits`` and ``rates`` of every channel, ``histogram`` (channels by bits),
-        ``dead`` channels, and the ``curve`` of `rate_distortion`.
+        ``dead`` channels, ``bytes`` of a sample's stream (None before ``finalize_``), and the
+        ``curve`` of `rate_distortion`.
     """
     c = layer.config
     bits, rates = channel_rates(layer, batches)
@@ -222,4 +245,5 @@ def diagnose(
         "target_bits": layer.target_bits,
         "curve": rate_distortion(layer, batches, targets),
         "rate": c.rate,
+        "bytes": coded_bytes(layer, batches),
     }

@@ -20,6 +20,7 @@ from cmibq.train import Journal, Loop, stage_two_finetune
 from cmibq.train.diagnostics import (
     BitRecorder,
     channel_rates,
+    coded_bytes,
     diagnose,
     entropy_bits,
     information_plane,
@@ -61,6 +62,13 @@ def test_diagnosis_names_dead_channels_and_counts_bits(tmp_path: Path) -> None:
     assert json.loads(json.dumps(told)) == told
     assert sum(told["histogram"].values()) == 4
     assert all(told["bits"][i] < 0.01 or told["rates"][i] < 0.01 for i in told["dead"])
+    assert told["bytes"] is None
+    layer.finalize_()
+    told |= {"bytes": diagnose(layer, data(2))["bytes"]}
+    batch = data(2)[:1]
+    sizes = layer.compress(batch[0]["features"], batch[0]["task_embedding"]).sizes
+    assert coded_bytes(layer, batch) == sum(sizes) / 4
+    assert 0 < told["bytes"] <= 8 + 2 * 4
     points = told["curve"]
     assert [p["target"] for p in points] == [1.0, 2.0, 4.0]
     assert points[0]["mse"] > points[2]["mse"]
