@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fakequant, reduce, qparams, codes, pack, alloc, histogram, rmsnorm, noise, channel_bits,
- * sqdiff. */
+ * sqdiff, rangecode. */
 #include "parity.h"
+
+#include <string.h>
 
 static void fakequant(run *t, int col) {
     float *x = nasty(t, t->R * t->C), *out = take(t, t->R * t->C * sizeof *out);
@@ -296,6 +298,38 @@ static void sqdiff(run *t) {
     report_f32(t, out, n);
 }
 
+/* Tables of 1, 2 and 4 symbols; what was coded, and what bytes that nobody coded stand for. */
+static void rangecode(run *t) {
+    static const uint16_t cdf[] = {0, 0, 65000, 0, 1, 30000, 65535};
+    static const uint32_t first[] = {0, 1, 3, 7};
+    const size_t R = t->R, C = t->C, lanes = 1 + C % CQ_RANGE_LANES, n = R * C;
+    const size_t room = cq_rangecode_bytes(R, C, lanes);
+    int32_t *context = take(t, C * sizeof *context), *group = take(t, R * sizeof *group);
+    uint8_t *symbols = take(t, n), *again = take(t, n), *out = take(t, lanes * room);
+    uint32_t *work = take(t, cq_rangecode_workspace(1, C));
+    uint8_t whole[CQ_RANGE_LANES];
+    int64_t sizes[CQ_RANGE_LANES];
+    for (size_t c = 0; c < C; c++) context[c] = (int32_t)(draw(t) % 3);
+    for (size_t r = 0; r < R; r++) group[r] = 0;
+    for (size_t i = 0; i < n; i++)
+        symbols[i] = (uint8_t)(draw(t) % (first[context[i % C] + 1] - first[context[i % C]]));
+    const cq_range_model m = {cdf, first, context, group, 7, 3, 1, C, R};
+    report_status(t, cq_rangecode_encode(t->cx, &m, symbols, out, sizes, lanes, room, work));
+    size_t size = 0;
+    for (size_t i = 0; i < lanes; i++) {
+        report_u8(t, out + i * room, (size_t)sizes[i]);
+        memmove(out + size, out + i * room, (size_t)sizes[i]);
+        size += (size_t)sizes[i];
+    }
+    for (int trial = 0; trial < 2; trial++) {
+        report_status(t,
+                      cq_rangecode_decode(t->cx, &m, out, size, sizes, again, whole, lanes, work));
+        report_u8(t, again, n);
+        report_u8(t, whole, lanes);
+        for (size_t i = 0; i < size; i += 3) out[i] ^= (uint8_t)draw(t);
+    }
+}
+
 const parity_case elementwise_cases[] = {
     {"fakequant_row", fakequant_row},
     {"fakequant_col", fakequant_col},
@@ -318,5 +352,6 @@ const parity_case elementwise_cases[] = {
     {"noise", noise},
     {"channel_bits", channel_bits},
     {"sqdiff", sqdiff},
+    {"rangecode", rangecode},
 };
 const size_t elementwise_count = sizeof elementwise_cases / sizeof *elementwise_cases;
