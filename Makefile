@@ -109,7 +109,7 @@ bench-docs: $(VENV)
 
 # Older stacks that some tests compare with, each in an environment of its own: MBQ and LLaVA.
 HOSTS ?= .hosts
-hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA
+hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA $(HOSTS)/LLaVA-NeXT
 $(HOSTS)/host-llava/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -129,6 +129,11 @@ $(HOSTS)/LLaVA:
 	rm -rf $@.part
 	git clone --quiet https://github.com/haotian-liu/LLaVA $@.part
 	git -C $@.part checkout --quiet c121f0432da27facab705978f83c4ada465e46fd
+	mv $@.part $@
+$(HOSTS)/LLaVA-NeXT:
+	rm -rf $@.part
+	git clone --quiet https://github.com/LLaVA-VL/LLaVA-NeXT $@.part
+	git -C $@.part checkout --quiet df179663ae8b83207df100a1f7af24caec633ff9
 	mv $@.part $@
 
 # Packages that rounding is compared with, each in an environment of its own: benchmarks/quality/peers.

@@ -1,6 +1,6 @@
 """Run by the Python of `make hosts`: the unmodified LLaVA trains, saves and opens a CM-IBQ layer.
 
-    python tests/integrations/host_llava.py REPO PART     # PART: finetune, adapter, model
+    python tests/integrations/host_llava.py REPO PART     # PART: finetune, adapter, model, next
 
 Prints ``ok PART``.
 """
@@ -369,10 +369,54 @@ def model(repo: Path, root: Path) -> None:
     assert "llava.model.quantization" not in sys.modules
 
 
+def following(repo: Path, root: Path) -> None:
+    """LLaVA-NeXT: lists of crops, save, open, identical logits (its trainer is not tried here)."""
+    sys.path.insert(0, str(repo))
+    from cmibq.integrations import llava as glue
+    from cmibq.integrations.bottleneck import bridge_of, collect
+
+    glue.install(LAYER)
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+    paths = assets(root)
+    made = tiny(paths, cm_ibq=LAYER, mm_patch_merge_type="flat")
+    made.train()
+    told = inputs(paths, 2)
+    told["input_ids"][1, 4] = -200
+    told["images"] = [torch.randn(3, 3, 8, 8), torch.randn(5, 3, 8, 8)]
+    told["modalities"] = ["image", "image"]
+    told["labels"] = told["input_ids"].where(torch.arange(9) > 5, -100)
+    (part,) = collect(made, told)
+    assert part["features"].shape == (8, 4, 32)
+    assert torch.equal(part["task_embedding"][0], part["task_embedding"][2])
+    assert not torch.equal(part["task_embedding"][2], part["task_embedding"][3])
+    optimiser = torch.optim.AdamW(made.parameters(), lr=2e-3)
+    found = []
+    for _ in range(5):
+        loss = made(**told).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < found[0], found
+    made.eval()
+    asked = {k: v for k, v in told.items() if k != "labels"}
+    with torch.no_grad():
+        want = made(**asked).logits
+        made.save_pretrained(root / "next")
+        again = LlavaLlamaForCausalLM.from_pretrained(
+            root / "next", attn_implementation=made.config._attn_implementation
+        ).eval()
+        again.get_vision_tower().load_model()
+        assert torch.equal(again(**asked).logits, want)
+    assert bridge_of(again) is not None
+    glue.uninstall()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     part = sys.argv[2]
     with tempfile.TemporaryDirectory() as folder:
-        parts = {"finetune": finetune, "adapter": adapter, "model": model}
+        parts = {"finetune": finetune, "adapter": adapter, "model": model, "next": following}
         parts[part](Path(sys.argv[1]), Path(folder))
     sys.stdout.write(f"ok {part}\n")

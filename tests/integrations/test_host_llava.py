@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HOSTS = Path(os.environ.get("CMIBQ_HOSTS", ROOT / ".hosts"))
-PYTHON, LLAVA = HOSTS / "host-llava/bin/python", HOSTS / "LLaVA"
+PYTHON = HOSTS / "host-llava/bin/python"
+LLAVA, NEXT = HOSTS / "LLaVA", HOSTS / "LLaVA-NeXT"
 
 
 @pytest.mark.host
@@ -19,9 +20,22 @@ PYTHON, LLAVA = HOSTS / "host-llava/bin/python", HOSTS / "LLaVA"
 )
 @pytest.mark.parametrize("part", ["finetune", "adapter", "model"])
 def test_the_original_llava_trains_a_layer(part: str) -> None:
+    run(part, LLAVA)
+
+
+@pytest.mark.host
+@pytest.mark.skipif(
+    not (PYTHON.exists() and NEXT.exists()), reason="needs LLaVA-NeXT and host-llava: make hosts"
+)
+def test_llava_next_takes_lists_of_crops() -> None:
+    run("next", NEXT)
+
+
+def run(part: str, repo: Path) -> None:
+    """Run a part of host_llava.py in its environment."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_DISABLED": "true", **offline}
-    command = [str(PYTHON), str(ROOT / "tests/integrations/host_llava.py"), str(LLAVA), part]
+    command = [str(PYTHON), str(ROOT / "tests/integrations/host_llava.py"), str(repo), part]
     done = subprocess.run(
         command, capture_output=True, text=True, env=env, timeout=600, check=False
     )
