@@ -75,7 +75,8 @@ def torch_loss(layer: nn.Module, x: Tensor, target: float) -> Tensor:
     low, high = quantizer.ends()
     wishes = held.allocation.wishes(held._importance(x, None))
     bits = _project(wishes, target, config.min_bits, config.max_bits)
-    tables = None if held.prior is None else held.prior.tables()
+    few = None if torch.compiler.is_compiling() else bits  # as ours: widths that are in use
+    tables = None if held.prior is None else held.prior.tables(few)
     y, rate = rounded(z.flatten(0, 1), low, high, bits, tables)
     recon = functional.linear(y.view_as(mu), held.decoder.weight, held.decoder.bias)
     if rate is None:

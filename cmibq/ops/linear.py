@@ -14,6 +14,8 @@ from cmibq.runtime import isa_level
 
 __all__ = ["linear", "training_precision"]
 
+_FEW = 12  # rows
+
 
 def training_precision(*, half: bool = False) -> tuple[str, str]:
     """Return how `linear` multiplies in training: its results, and its gradients.
@@ -76,7 +78,8 @@ def linear(
         weight: [N, K].
         bias: [N] or None.
         precision: of the product, see `cmibq.ops.gemm`.
-        grad_precision: of the products of the backward pass; None: the same.
+        grad_precision: of the products of the backward pass; None: the same. Up to 12 rows are
+            always multiplied in float32, which is faster there.
 
     Returns:
         [..., N]. Other dtypes, devices, and tensors that something traces take torch's own.
@@ -95,6 +98,8 @@ def linear(
     if torch.is_autocast_enabled("cpu"):
         return functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= _FEW:  # float32 reads the weight once, where it lies
+        precision = grad_precision = "float32"
     if wants_grad(*tensors):
         back = precision if grad_precision is None else grad_precision
         made: Tensor = _Eager.apply(rows, weight, bias, precision, back)  # type: ignore[no-untyped-call]
