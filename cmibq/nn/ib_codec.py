@@ -15,7 +15,7 @@ from cmibq.nn.latent_code import Codes
 from cmibq.nn.latent_tables import Book, LatentTables
 from cmibq.nn.latent_values import codes_of, settle_, unit_levels, values_of
 from cmibq.nn.prior import DiscretePrior
-from cmibq.ops.channel_bits import TABLE
+from cmibq.ops.channel_bits import TABLE, offset
 from cmibq.ops.peers import all_max_
 from cmibq.recipe.cm_ibq import CMIBQConfig
 
@@ -61,13 +61,16 @@ class Coded(Budgeted):
         return self.latent.filled and self.frozen
 
     @torch.no_grad()
-    def finalize_(self) -> None:
+    def finalize_(self, counts: Tensor | None = None) -> None:
         """Make the integer tables that streams are coded with; call it after training.
 
         The maps are frozen where they are not, the learned stretch goes into the ranges, and the
         probabilities of the prior (equal ones with ``rate="gaussian"``) become integers
         (`cmibq.arrays.integer_frequencies`) for the widths that the maps have. From then on the
         rate of evaluation is that of these integers. A later step of training undoes it.
+
+        Args:
+            counts: [L, 511] from `count_codes`; the prior then takes their shares first.
 
         Raises:
             ModelError: see `freeze_`.
@@ -77,6 +80,8 @@ class Coded(Budgeted):
         if not self.quantizer.plain:
             self.latent.units.copy_(unit_levels(self.quantizer.grid))
         maps = self.level_maps
+        if counts is not None and self.prior is not None:
+            self.prior.fit_(counts)
         if self.prior is None:
             rates = torch.zeros(maps.shape[-1], TABLE)
         else:
@@ -185,23 +190,53 @@ class Coded(Budgeted):
                 f"the layer has no integer tables for target_bits {target}; set layer.target_bits,"
                 " train on, then call layer.finalize_()"
             )
+        codes, bits, plan = self._coded(features, task_embedding, target)
+        assert plan.map_index is not None
+        samples, tokens = codes.shape[:2]
+        index = plan.map_index.expand(samples).tolist()
+        levels = codes.new_zeros(samples, tokens) if plan.levels is None else plan.levels
+        told = [t.to(torch.uint8).cpu().numpy() for t in (codes, bits, levels)]
+        made = [Codes(*part) for part in zip(told[0], told[1], index, told[2], strict=True)]
+        return self._streams(made, 0 if features.ndim == 2 else tokens, entropy)
+
+    def _coded(
+        self, features: Tensor, task_embedding: Tensor | None, target: float
+    ) -> tuple[Tensor, Tensor, BitPlan]:
+        """Return the codes of features and their widths, uint8 [B, T, L] each, and the plan."""
         kind = features.device.type
         half = half_wanted(kind)
         with torch.autocast(kind, enabled=False):
             x, task = checked(self.config, features.float(), task_embedding, False)
             mu = self.encode(x, task, half=half)
             plan = self.plan(x, task, target_bits=target)
-        assert plan.map_index is not None
-        samples, tokens, channels = mu.shape
-        each = plan.bits.view(len(plan.bits), 1, channels)
-        each = each.view(samples, tokens, channels) if plan.levels is not None else each
-        bits = each.expand(samples, tokens, channels).flatten(0, 1)
-        codes = codes_of(self.quantizer, mu.flatten(0, 1), bits.float()).view_as(mu)
-        index = plan.map_index.expand(samples).tolist()
-        levels = codes.new_zeros(samples, tokens) if plan.levels is None else plan.levels
-        told = [t.to(torch.uint8).cpu().numpy() for t in (codes, bits.view_as(mu), levels)]
-        made = [Codes(*part) for part in zip(told[0], told[1], index, told[2], strict=True)]
-        return self._streams(made, 0 if features.ndim == 2 else tokens, entropy)
+        each = plan.bits.view(len(plan.bits), 1, mu.shape[2])
+        bits = (each.view(mu.shape) if plan.levels is not None else each).expand(mu.shape)
+        flat = bits.flatten(0, 1)
+        codes = codes_of(self.quantizer, mu.flatten(0, 1), flat.float()).view(mu.shape)
+        return codes, bits, plan
+
+    @torch.no_grad()
+    def count_codes(self, features: Tensor, task_embedding: Tensor | None = None) -> Tensor:
+        """Return how often features have each code of each channel and width, int64 [L, 511].
+
+        Counts of training features, added up, may take the place of the learned probabilities:
+        ``layer.finalize_(counts)``.
+
+        Args:
+            features: [B, T, D] or [B, D].
+            task_embedding: [B, E]; needed in mode task.
+
+        Raises:
+            ModelError: the layer is not frozen.
+        """
+        target, kept = self._now(None)
+        if not kept:
+            raise ModelError("codes are counted at frozen bits; call layer.freeze_() first")
+        codes, bits, _ = self._coded(features, task_embedding, target)
+        channels = codes.shape[2]
+        at = torch.arange(channels, device=codes.device) * TABLE + offset(bits) + codes.long()
+        counts: Tensor = at.flatten().bincount(minlength=channels * TABLE)
+        return counts.view(channels, TABLE)
 
     def _streams(self, samples: list[Codes], tokens: int, entropy: bool) -> CompressedLatent:
         book, streams = self._book(), []

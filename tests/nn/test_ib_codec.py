@@ -118,6 +118,24 @@ def test_another_machine_decodes(layer: IBQuantizedLayer) -> None:
     assert torch.equal(other.decompress(bytes(layer.compress(x))), layer(x)[0])
 
 
+def test_counts_take_the_place_of_what_was_learned() -> None:
+    """Few steps teach the prior little; the codes of training data say it."""
+    for kind in ({}, {**TASK, "token_gain": True}):
+        layer = trained(12, **kind)
+        x, task = features(300, 7), torch.randn(300, 4, generator=torch.Generator().manual_seed(8))
+        counts = layer.count_codes(x, task)
+        assert int(counts.sum()) == 300 * TOKENS * 8
+        test, last = features(300, 8), task.flip(0)
+        before = layer.run(test, last).rate.mean()
+        layer.finalize_(counts)
+        assert layer.run(test, last).rate.mean() < before
+        z = layer.compress(test[:4], last[:4])
+        assert torch.equal(layer.decompress(bytes(z)), layer(test[:4], last[:4])[0])
+    layer.thaw_()
+    with pytest.raises(ModelError, match="frozen bits"):
+        layer.count_codes(x, task)
+
+
 def test_next_steps_are_named() -> None:
     layer = IBQuantizedLayer(CMIBQConfig(feature_dim=8, stage1_bits=2.0, stage2_bits=2.0))
     x = features(2)
