@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from cmibq.arrays.rangecode import RangeStream
 from cmibq.errors import ModelError, PackageError
 from cmibq.nn.ib_bits import BitPlan, Budgeted
 from cmibq.nn.ib_input import checked, half_wanted
+from cmibq.nn.ib_tokens import STEP
 from cmibq.nn.latent import CompressedLatent, Frame, frame, unframe
 from cmibq.nn.latent_code import Codes
 from cmibq.nn.latent_tables import Book, LatentTables
@@ -32,28 +36,14 @@ class Coded(Budgeted):
     """
 
     prior: DiscretePrior | None
+    encode: Callable[..., Tensor]
+    plan: Callable[..., BitPlan]
 
     def __init__(self, config: CMIBQConfig) -> None:
         super().__init__(config)
         most, levels, channels = self.bit_maps.table.shape
         self.latent = LatentTables(channels, most, levels)
         self._open: tuple[list[tuple[Tensor, int]], Book] | None = None
-
-    def encode(
-        self, features: Tensor, task_embedding: Tensor | None, *, half: bool = False
-    ) -> Tensor:
-        """Return mu [B, T, L] of features [B, T, D]."""
-        raise NotImplementedError
-
-    def plan(
-        self,
-        features: Tensor,
-        task_embedding: Tensor | None = None,
-        *,
-        target_bits: float | None = None,
-    ) -> BitPlan:
-        """Return the whole bits that evaluation gives features."""
-        raise NotImplementedError
 
     @property
     def finalised(self) -> bool:
@@ -148,10 +138,17 @@ class Coded(Budgeted):
         return self.prior.tables(rows if few else None).to(rows.dtype)
 
     def _side(self, plan: BitPlan, now: tuple[float, int]) -> Tensor | None:
-        """Return the bits of map index and levels of tokens by the integers, [G] or [B]."""
-        book = self._final(now)
-        if book is None or plan.map_index is None or self.prior is None:
+        """Return the bits of map index and levels of tokens, [G] or [B]."""
+        book, kept = self._final(now), now[1]
+        if plan.map_index is None or self.prior is None:
             return None
+        if book is None:  # the index is then charged as one of equally likely ones
+            if kept < 2:
+                return None
+            side = self.prior.mean.new_full((len(plan.map_index),), math.log2(kept))
+            if plan.levels is None or self.token_gain is None:
+                return side
+            return side + self.token_gain.cost(plan.levels * STEP)
         side = book.indices[plan.map_index]
         return side if plan.levels is None else side + book.levels[plan.levels].sum(1)
 

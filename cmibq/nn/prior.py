@@ -68,11 +68,12 @@ class DiscretePrior(HostIntegers):
         moments = torch.cat([u.mean(0), u.square().mean(0)])
         mean, square = all_gather_rows(moments[None]).mean(0).chunk(2)
         spread = (square - mean.square()).clamp(min=1e-6).sqrt()
-        if bool(torch.isfinite(mean + spread).all()):
-            offsets = torch.linspace(-1, 1, self.mean.shape[1]).to(self.mean)
-            self.mean.copy_(mean[:, None] + spread[:, None] * offsets)
-            self.log_scale.copy_((0.35 * spread).log()[:, None].expand_as(self.log_scale))
-            self._write("started", 1)
+        offsets = torch.linspace(-1, 1, self.mean.shape[1], device=mean.device)
+        good = (mean + spread).isfinite()[:, None]
+        found = mean[:, None] + spread[:, None] * offsets, (0.35 * spread).log()[:, None]
+        for held, new in zip((self.mean, self.log_scale), found, strict=True):
+            held.copy_(torch.where(good, new, held))
+        self._write("started", 1)
 
     @torch.no_grad()
     def fit_(self, counts: Tensor) -> None:
