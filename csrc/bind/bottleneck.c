@@ -35,7 +35,8 @@ static int common(const cq_args *a, cq_noise *noise, cq_channel_args *to) {
     const size_t rows = G ? cq_mul(R / G, G) : 0;
     if (cq_expect_size(a, "mu", R, rows, "a multiple of the rows of bits") < 0) return -1;
     if (cq_expect_size(a, "mu", R, R / samples * samples, "a multiple of samples") < 0) return -1;
-    if (cq_expect_size(a, "table", a->dim['T'] * a->dim['P'], 3 * CQ_NOISE_PIECES, "3 * 496") < 0)
+    if (cq_expect_size(a, "table", a->dim['T'] * a->dim['P'], (size_t)3 * CQ_NOISE_PIECES,
+                       "3 * 496") < 0)
         return -1;
     *noise = (cq_noise){{(uint32_t)a->i[6], (uint32_t)((unsigned long long)a->i[6] >> 32)},
                         (uint32_t)a->i[8],

@@ -17,8 +17,8 @@ PyObject *cq_py_noise(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     cq_args a;
     cq_status status;
     if (CQ_PARSE("noise", fill, &a) < 0) return NULL;
-    if (a.ptr[5] && cq_expect_size(&a, "table", a.dim['T'] * a.dim['P'], 3 * CQ_NOISE_PIECES,
-                                   "3 * 496 values") < 0)
+    if (a.ptr[5] && cq_expect_size(&a, "table", a.dim['T'] * a.dim['P'],
+                                   (size_t)3 * CQ_NOISE_PIECES, "3 * 496 values") < 0)
         return NULL;
     const cq_noise s = {{(uint32_t)a.i[0], (uint32_t)((unsigned long long)a.i[0] >> 32)},
                         (uint32_t)a.i[2],

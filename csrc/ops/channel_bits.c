@@ -37,10 +37,13 @@ typedef struct job {
     const cq_channel_grads *g;
 } job;
 
+/* Rows that share a row of bits. */
+static size_t group_rows(const cq_channel_args *a) { return a->G && a->R > a->G ? a->R / a->G : 1; }
+
 /* The tile of rows r .. r + rows - 1 and of columns from c on; noise is written to `noise`. */
 static cq_channel_tile tile(const job *j, size_t r, size_t rows, size_t c, float *noise) {
     const cq_channel_args *a = j->a;
-    const size_t cols = cq_min_size(COLS, a->C - c), group = r / (a->R / a->G);
+    const size_t cols = cq_min_size(COLS, a->C - c), group = r / group_rows(a);
     for (size_t i = r; a->noise && i < r + rows; i++) {
         cq_noise s = *a->noise;
         s.sample += (uint32_t)(i / a->T);
@@ -99,7 +102,7 @@ static void undraw(const job *j, size_t r, size_t rows, size_t c) {
 
 /* Rows of a tile that starts at row r: no more than a tile takes, up to `end` and of one group. */
 static size_t tile_rows(const cq_channel_args *a, size_t r, size_t end, size_t most) {
-    const size_t height = a->R / a->G, left = height - r % height;
+    const size_t height = group_rows(a), left = height - r % height;
     return cq_min_size(most, cq_min_size(left, end - r));
 }
 
@@ -135,7 +138,7 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
     const job *j = ctx;
     const cq_channel_args *a = j->a;
     const size_t c = begin * COLS, cols = cq_min_size(COLS, a->C - c);
-    const size_t height = a->G ? a->R / a->G : 0;
+    const size_t height = group_rows(a);
     double gbits[COLS] = {0}, *glow = j->g->glow + c, *ghigh = j->g->ghigh + c;
     float noise[ROWS * COLS];
     (void)end;
@@ -143,7 +146,7 @@ static void backward(void *ctx, size_t begin, size_t end, size_t block) {
     memset(glow, 0, cols * sizeof *glow);
     memset(ghigh, 0, cols * sizeof *ghigh);
     double *sums = a->tables ? j->g->work + c * TABLE : NULL;
-    if (sums) memset(sums, 0, COLS * TABLE * sizeof *sums);
+    if (sums) memset(sums, 0, (size_t)COLS * TABLE * sizeof *sums);
     for (size_t r = 0, rows; r < a->R; r += rows) {
         rows = tile_rows(a, r, a->R, a->noise || a->logvar ? ROWS : CQ_CHANNEL_TALL);
         cq_channel_tile t = tile(j, r, rows, c, noise);

@@ -230,7 +230,8 @@ static void rmsnorm(run *t) {
 
 /* Pieces of a table that is not the inverse normal, and elements from within a group. */
 static void noise(run *t) {
-    float *table = finite(t, 3 * CQ_NOISE_PIECES), *out = take(t, t->R * t->C * sizeof *out);
+    float *table = finite(t, (size_t)3 * CQ_NOISE_PIECES),
+          *out = take(t, t->R * t->C * sizeof *out);
     const cq_noise s = {{(uint32_t)draw(t), (uint32_t)draw(t)},
                         (uint32_t)draw(t),
                         (uint32_t)draw(t),
@@ -251,7 +252,7 @@ static void channel_bits_with(run *t, int rated, int noisy, int drawn) {
     for (size_t c = 0; c < C; c++) high[c] = low[c] + (float)(draw(t) % 4) * 0.75f;
     for (size_t i = 0; i < G * C; i++) bits[i] = (float)(draw(t) % 33) * 0.25f;
     const cq_noise noise = {{1, 2}, 3, 4, 5, NULL};
-    const cq_noise latent = {{1, 2}, 3, 4, 6, finite(t, 3 * CQ_NOISE_PIECES)};
+    const cq_noise latent = {{1, 2}, 3, 4, 6, finite(t, (size_t)3 * CQ_NOISE_PIECES)};
     const cq_channel_args a = {.x = nasty(t, n),
                                .low = low,
                                .high = high,

@@ -63,7 +63,7 @@ CQ_INLINE element rounded(const cq_channel_tile *t, const cq_channel_width *w, s
         e.q = cq_rint_small(u);
     }
     e.level = w->none ? (t->low[c] + t->high[c]) * 0.5f : t->low[c] + e.q * w->step;
-    e.code = e.q == e.q ? (int32_t)e.q : 0;
+    e.code = e.q >= 0.0f ? (int32_t)e.q : 0; /* NaN is not */
     return e;
 }
 
@@ -118,8 +118,8 @@ void cq_channel_bits_bwd_f32_scalar(const cq_channel_tile *t) {
             if (table) {
                 const float r0 = table[w[0].start + a.code], r1 = table[w[1].start + b.code];
                 gbits = gbits + grate * (r1 - r0);
-                sums[(w[0].start + a.code) * SIDE] += (double)(grate * w[0].weight);
-                sums[(w[1].start + b.code) * SIDE] += (double)(grate * w[1].weight);
+                sums[(size_t)(w[0].start + a.code) * SIDE] += (double)(grate * w[0].weight);
+                sums[(size_t)(w[1].start + b.code) * SIDE] += (double)(grate * w[1].weight);
             }
             t->gbits[c] += (double)gbits;
             t->ghigh[c] += (double)high;

@@ -53,7 +53,7 @@ CQ_INLINE __m256 inverse(__m256i w, const float *table) {
                       _mm256_set1_ps(0x1p-19f));
     const __m256 t0 = _mm256_i32gather_ps(table, at, 4);
     const __m256 t1 = _mm256_i32gather_ps(table + CQ_NOISE_PIECES, at, 4);
-    const __m256 t2 = _mm256_i32gather_ps(table + 2 * CQ_NOISE_PIECES, at, 4);
+    const __m256 t2 = _mm256_i32gather_ps(table + (size_t)2 * CQ_NOISE_PIECES, at, 4);
     __m256 y = _mm256_add_ps(t1, _mm256_mul_ps(f, t2));
     y = _mm256_add_ps(t0, _mm256_mul_ps(f, y));
     return _mm256_xor_ps(y, _mm256_castsi256_ps(_mm256_and_si256(w, sign)));
@@ -61,9 +61,9 @@ CQ_INLINE __m256 inverse(__m256i w, const float *table) {
 
 CQ_INLINE void group(const cq_noise *s, uint32_t g, float *out,
                      __m256 (*made)(__m256i w, const float *table)) {
-    for (uint32_t half = 0; half < 2; half++) {
+    for (size_t half = 0; half < 2; half++) {
         __m256i w[4];
-        words(s, 16 * g + 8 * half, w);
+        words(s, 16 * g + 8 * (uint32_t)half, w);
         for (size_t k = 0; k < 4; k++)
             _mm256_storeu_ps(out + 16 * k + 8 * half, made(w[k], s->table));
     }

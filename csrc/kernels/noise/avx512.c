@@ -54,7 +54,7 @@ CQ_INLINE __m512 inverse(__m512i w, const float *table) {
                       _mm512_set1_ps(0x1p-19f));
     const __m512 t0 = _mm512_i32gather_ps(at, table, 4);
     const __m512 t1 = _mm512_i32gather_ps(at, table + CQ_NOISE_PIECES, 4);
-    const __m512 t2 = _mm512_i32gather_ps(at, table + 2 * CQ_NOISE_PIECES, 4);
+    const __m512 t2 = _mm512_i32gather_ps(at, table + (size_t)2 * CQ_NOISE_PIECES, 4);
     __m512 y = _mm512_add_ps(t1, _mm512_mul_ps(f, t2));
     y = _mm512_add_ps(t0, _mm512_mul_ps(f, y));
     /* sign of w, the rest of y */

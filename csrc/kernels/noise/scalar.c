@@ -37,7 +37,7 @@ static void normal(const cq_noise *s, uint32_t group, float *out) {
         const uint32_t bits = cq_float_bits((float)(int32_t)(m & ~(m >> 24)));
         const float *t = s->table + ((bits >> 19) - (127u << 4));
         const float f = (float)(int32_t)(bits & 0x7FFFFu) * 0x1p-19f;
-        const float y = t[0] + f * (t[CQ_NOISE_PIECES] + f * t[2 * CQ_NOISE_PIECES]);
+        const float y = t[0] + f * (t[CQ_NOISE_PIECES] + f * t[(size_t)2 * CQ_NOISE_PIECES]);
         out[i] = cq_bits_float(cq_float_bits(y) ^ (w[i] & 0x80000000u));
     }
 }
