@@ -17,6 +17,7 @@ from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.recipe.base import at_least, choice
 from cmibq.recipe.cm_ibq import CMIBQConfig
 from cmibq.train.alignment import AlignmentHead
+from cmibq.train.peers import world
 
 __all__ = ["NAME", "Bridge", "BridgeConfig", "bridge_of"]
 
@@ -128,7 +129,7 @@ class Bridge(nn.Module):
         last_terms: loss terms of the last training forward, detached.
 
     Example:
-        >>> bridge = Bridge(BridgeConfig(CMIBQConfig(feature_dim=4, hidden_dim=8)))
+        >>> bridge = Bridge(BridgeConfig(CMIBQConfig(feature_dim=4)))
         >>> bridge(torch.zeros(2, 3, 4, dtype=torch.bfloat16)).dtype
         torch.bfloat16
     """
@@ -207,24 +208,43 @@ class Bridge(nn.Module):
         units = request.units(features)
         request.flat = request.flat or units.lengths is not None
         made: list[Tensor] = list(_units(features, units))
-        for chosen in _same(made):
-            index = torch.tensor(chosen, device=features.device)
-            rows = units.rows.to(features.device)[index]
-            if request.seen is not None:
-                index = index[request.seen.to(rows.device)[rows]]
-                rows = units.rows.to(features.device)[index]
-            if len(index):
-                part = torch.stack([made[i] for i in index.tolist()])
-                for i, value in zip(index.tolist(), self._part(part, rows, request), strict=True):
-                    made[i] = value
+        seen = request.seen
+        rows = units.rows.tolist()
+        groups = _same(made, [True] * len(made) if seen is None else seen[units.rows].tolist())
+        missing = self.agree(len(groups), request)
+        for chosen in groups:
+            told = torch.tensor([rows[i] for i in chosen], device=features.device)
+            part = torch.stack([made[i] for i in chosen])
+            for i, value in zip(chosen, self._part(part, told, request), strict=True):
+                made[i] = value
+        self.idle(missing)
         if request.collect:
             raise Collected
         out = torch.cat(made).view_as(features)
         return out if request.found or not self.training else out + self.nothing()
 
+    def agree(self, mine: int, request: Request) -> int:
+        """Return how many runs of the layer other processes have in this forward, beyond mine.
+
+        The layer meets the others in every run, so that all of them need equally many.
+        """
+        request.agreed = True
+        if not self.training or request.collect or world() == 1:
+            return 0
+        most = torch.tensor([mine], device=self.layer.encoder.weight.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most) - mine
+
+    def idle(self, times: int) -> None:
+        """Run the layer on no image, as often as others still do on theirs."""
+        c, weight = self.options.layer, self.layer.encoder.weight
+        for _ in range(times):
+            task = weight.new_zeros(0, c.task_dim) if c.mode == "task" else None
+            self.layer.run(weight.new_zeros(0, 1, c.feature_dim), task)
+
     def nothing(self) -> Tensor:
         """Return 0 that depends on every parameter: ranks without images wait for nobody."""
-        return torch.stack([p.sum() * 0.0 for p in self.parameters()]).sum()
+        return torch.stack([p.sum() for p in self.parameters()]).sum() * 0.0
 
     def _embedding(self, rows: Tensor | None, request: Request) -> Tensor | None:
         """Return the task embedding of units, [U, E].
@@ -239,11 +259,9 @@ class Bridge(nn.Module):
                 "mode is 'task' but the call brings no task embedding; call the model with"
                 " input_ids, or with cm_ibq_task"
             )
-        told = request.embedding.to(rows.device)
-        if self.task_vectors is not None:
-            told = self.task_vectors(told.long())
-        picked: Tensor = told[rows].float()
-        return picked
+        told: Tensor = request.embedding.to(rows.device)
+        told = told if self.task_vectors is None else self.task_vectors(told.long())
+        return told[rows].float()
 
     def _part(self, x: Tensor, rows: Tensor | None, request: Request) -> Tensor:
         """Run units of the same length [U, T, D]; note their terms."""
@@ -268,11 +286,11 @@ def _units(features: Tensor, units: Units) -> tuple[Tensor, ...]:
     return flat.split(list(units.lengths)) if units.lengths else features.unbind(0)
 
 
-def _same(made: Sequence[Tensor]) -> list[list[int]]:
-    """Return the indices of units, those of the same length together."""
+def _same(made: Sequence[Tensor], kept: Sequence[bool]) -> list[list[int]]:
+    """Return the indices of units that are kept, those of the same length together."""
     groups: dict[int, list[int]] = {}
-    for i, value in enumerate(made):
-        groups.setdefault(len(value), []).append(i)
+    for i in (i for i, one in enumerate(kept) if one):
+        groups.setdefault(len(made[i]), []).append(i)
     return list(groups.values())
 
 

@@ -55,6 +55,7 @@ class Request:
         collected: features, when collecting.
         found: diagnostics of each part that the layer ran on.
         flat: images have unlike numbers of tokens; tokens are averaged, not images.
+        agreed: processes have told each other how often their layers run.
     """
 
     embedding: Tensor | None = None
@@ -69,6 +70,7 @@ class Request:
     collected: list[dict[str, Tensor]] = field(default_factory=list)
     found: list[dict[str, Tensor]] = field(default_factory=list)
     flat: bool = False
+    agreed: bool = False
 
     def units(self, features: Tensor) -> Units:
         """Return the units of an output of the projector.

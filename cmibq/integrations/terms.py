@@ -27,6 +27,8 @@ def terms_of(bridge: Bridge, request: Request) -> Terms | None:
     """
     if not request.found and world() == 1:
         return None
+    if not request.agreed:
+        bridge.idle(bridge.agree(0, request))
     found = _joined(request.found, request.flat) if request.found else _nothing(bridge)
     target, config = bridge.layer.target_bits, bridge.options.layer
     if not request.flat:

@@ -105,11 +105,12 @@ class Coded(Budgeted):
     def _watch(self, x: Tensor, task: Tensor | None, dims: int) -> None:
         """Take in the features [B, T, D] of a training step; the first ones start the prior."""
         self.latent.watch(0 if dims == 2 else x.shape[1])
-        if self.prior is None or not self.prior.fresh or not len(x):
+        if self.prior is None or not self.prior.fresh:
             return
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             z = self.encode(x, task).flatten(0, 1)
-            low, high = torch.aminmax(z, dim=0)
+            none = z.new_full(z.shape[1:], torch.inf)  # a process without images meets the others
+            low, high = torch.aminmax(z, dim=0) if len(z) else (none, -none)
             ends = all_max_(torch.cat([-low, high]))
             self.prior.start_(z, -ends[: len(low)], ends[len(low) :])
 

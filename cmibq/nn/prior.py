@@ -58,15 +58,16 @@ class DiscretePrior(HostIntegers):
         """Begin with mean and spread of data, of all processes, once.
 
         Args:
-            x: [R, C], R >= 1.
+            x: [R, C]; R may be 0 in some process, not in all.
             low: [C], lowest level.
             high: [C], highest.
         """
         if not self.fresh:
             return
         u = ((x.detach() - low) / (high - low).clamp(min=_TINY)).to(self.mean)
-        moments = torch.cat([u.mean(0), u.square().mean(0)])
-        mean, square = all_gather_rows(moments[None]).mean(0).chunk(2)
+        moments = torch.cat([u.sum(0), u.square().sum(0), u.new_tensor([len(u)])])
+        whole = all_gather_rows(moments[None]).sum(0)
+        mean, square = (whole[:-1] / whole[-1]).chunk(2)
         spread = (square - mean.square()).clamp(min=1e-6).sqrt()
         offsets = torch.linspace(-1, 1, self.mean.shape[1], device=mean.device)
         good = (mean + spread).isfinite()[:, None]

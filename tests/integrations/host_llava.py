@@ -1,6 +1,6 @@
 """Run by the Python of `make hosts`: the unmodified LLaVA trains, saves and opens a CM-IBQ layer.
 
-    python tests/integrations/host_llava.py REPO PART     # PART: finetune, adapter, model, next
+    python tests/integrations/host_llava.py REPO PART     # PART: finetune, adapter, ...
 
 Prints ``ok PART``.
 """
@@ -169,6 +169,23 @@ def losses(out: Path) -> list[float]:
     assert bits[-1] == 2, bits
     assert {"cm_ibq/reconstruction", "cm_ibq/rate", "cm_ibq/task"} <= set(rows[0])
     return [row["loss"] for row in rows]
+
+
+def torchrun(repo: Path, root: Path) -> None:
+    """Two processes, of which one has at times a row of text alone."""
+    import subprocess
+
+    paths, out = assets(root), root / "llava-two"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher += ["-m", "cmibq.launch", "--host", "llava", "--cmibq-config", f"{root}/layer.json"]
+    more = ("per_device_train_batch_size", "1", "max_steps", "6", "ddp_backend", "gloo")
+    args = arguments(paths, out, *more)
+    script = str(repo / "llava/train/train.py")
+    command = [sys.executable, *launcher, "--", script, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = losses(out)
+    assert sum(found[-2:]) < sum(found[:2]), found
 
 
 def inputs(paths: dict[str, str], rows: int = 3) -> dict[str, Any]:
@@ -417,6 +434,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     part = sys.argv[2]
     with tempfile.TemporaryDirectory() as folder:
-        parts = {"finetune": finetune, "adapter": adapter, "model": model, "next": following}
+        parts = {
+            "finetune": finetune,
+            "adapter": adapter,
+            "model": model,
+            "next": following,
+            "torchrun": torchrun,
+        }
         parts[part](Path(sys.argv[1]), Path(folder))
     sys.stdout.write(f"ok {part}\n")

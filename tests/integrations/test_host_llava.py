@@ -18,7 +18,7 @@ LLAVA, NEXT = HOSTS / "LLaVA", HOSTS / "LLaVA-NeXT"
 @pytest.mark.skipif(
     not (PYTHON.exists() and LLAVA.exists()), reason="needs the environment host-llava: make hosts"
 )
-@pytest.mark.parametrize("part", ["finetune", "adapter", "model"])
+@pytest.mark.parametrize("part", ["finetune", "adapter", "torchrun", "model"])
 def test_the_original_llava_trains_a_layer(part: str) -> None:
     run(part, LLAVA)
 
