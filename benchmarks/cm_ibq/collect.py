@@ -143,7 +143,8 @@ def _summary(table: _Table) -> Json:
     accuracy, losses = table.curves("right"), table.curves("losses")
     target = float(table.right.mean()) - MARGIN
     below = {
-        name: _json(accuracy.bytes_below(name, MARGIN)) | {"by_seed": _between_seeds(some, target)}
+        name: _json(accuracy.bytes_below(name, MARGIN))
+        | {"by_seed": _between_seeds(some, target), "bound": accuracy.starts_above(name, MARGIN)}
         for name, some in table.points.items()
     }
     against = []

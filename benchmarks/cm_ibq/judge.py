@@ -8,6 +8,7 @@ draws all curves alike, so comparisons are paired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -105,8 +106,15 @@ class Curves:
         """Return the bytes where a curve is `margin` below float."""
         return self._interval(lambda m: bytes_at(*self._points(m, name), m[0] - margin))
 
+    def starts_above(self, name: str, margin: float) -> bool:
+        """Tell whether all points of a curve are better than that, so its bytes are a bound."""
+        means = self._boot.means
+        return bool(self._points(means, name)[1].min() > means[0] - margin)
+
     def saving(self, name: str, other: str, margin: float) -> Interval:
-        """Return the change of these bytes from `other` to `name`."""
+        """Return the change of these bytes from `other`, NaN where `other` starts above."""
+        if self.starts_above(other, margin):
+            return Interval(math.nan, math.nan, math.nan, math.nan)
 
         def change(m: Array) -> float:
             ours, theirs = (bytes_at(*self._points(m, n), m[0] - margin) for n in (name, other))

@@ -33,10 +33,12 @@ def _about(results: Json) -> list[str]:
     ]
 
 
-def _span(found: Json, scale: float = 1.0, digits: int = 1) -> str:
+def _span(found: Json, scale: float = 1.0, digits: int = 1, none: str = "-") -> str:
     """Return a value with its interval."""
     if found["value"] is None:
-        return "not reached"
+        return none
+    if found.get("bound"):
+        return f"at most {scale * found['value']:.{digits}f}"
     text = f"{scale * found['value']:.{digits}f}"
     if found["low"] is None:
         return text
@@ -50,7 +52,7 @@ def _below(results: Json) -> list[str]:
         each = ", ".join("-" if b is None else f"{b:.1f}" for b in found["by_seed"])
         best = max(results["rows"][name], key=lambda p: p["accuracy"])
         lines.append(
-            f"| {title(name)} | {_span(found)} | {each}"
+            f"| {title(name)} | {_span(found, none='not reached')} | {each}"
             f" | {best['bytes']:.1f}, {100 * best['accuracy']:.1f} % |"
         )
     return lines

@@ -60,7 +60,7 @@ class Row:
 
 _LENGTHS = ((13, 1, 0.0), (13, 2, 0.0))
 _SWEEP = ((13, 16, 3e-4), (13, 8, 1e-3), (13, 8, 3e-3))
-_BUDGETS = ((13, 1.25, 3e-3), (13, 1.25, 1e-3), (13, 1.5, 3e-4))
+_BUDGETS = ((13, 1.25, 1e-2), (13, 1.25, 3e-3), (13, 1.25, 1e-3), (13, 1.5, 3e-4))
 # 13 principal axes of the features stand out (the next is ten times weaker): digits and colours.
 ROWS: dict[str, Row] = {
     "tensor": Row("static uniform, per tensor", "uniform", "tensor", _LENGTHS),
