@@ -107,9 +107,9 @@ class Curves:
         return self._interval(lambda m: bytes_at(*self._points(m, name), m[0] - margin))
 
     def starts_above(self, name: str, margin: float) -> bool:
-        """Tell whether all points of a curve are better than that, so its bytes are a bound."""
+        """Tell whether a curve starts better than that, so that its bytes are a bound."""
         means = self._boot.means
-        return bool(self._points(means, name)[1].min() > means[0] - margin)
+        return bool(_hull(*self._points(means, name))[1][0] > means[0] - margin)
 
     def saving(self, name: str, other: str, margin: float) -> Interval:
         """Return the change of these bytes from `other`, NaN where `other` starts above."""
