@@ -41,20 +41,40 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 """Told the stage, the step and the terms."""
 
 _CPU = torch.device("cpu")
+_WRITTEN = ("model", "checkpoint", "log.jsonl", "bits.jsonl", "diagnostics.json", "report.html")
 
 
 def check(recipe: TrainRecipe) -> None:
     """Refuse, before any work, what cannot run.
 
     Raises:
-        ConfigError: a folder is not named, or holds the result of another recipe.
+        ConfigError: a folder is not named, or holds something else than a run of this recipe.
     """
     for name in ("data_path", "output_path"):
         if not getattr(recipe, name):
             raise ConfigError(f"{name} is empty; give --{name}")
-    parse_model_args(recipe.model_args)
-    told = Path(recipe.output_path) / "run.json"
-    if told.exists() and not recipe.overwrite and read_json(told)["identity"] != recipe.identity:
+    _check_output(recipe, Path(recipe.output_path))
+
+
+def _check_output(recipe: TrainRecipe, out: Path) -> None:
+    """Refuse a folder whose ``model`` is not ours to replace, and the run of another recipe."""
+    model, told = out / "model", out / "run.json"
+    inputs = {"model_args": str(parse_model_args(recipe.model_args))}
+    inputs |= {"data_path": recipe.data_path, "image_folder": recipe.image_folder}
+    for name, path in inputs.items():
+        if path and Path(path).expanduser().resolve().is_relative_to(model.resolve()):
+            raise ConfigError(
+                f"{name} is {path!r}, in the folder {str(model)!r} that the result replaces; choose"
+                " another output_path"
+            )
+    known = read_json(told).get("identity") if told.exists() else None
+    foreign = [name for name in _WRITTEN if known is None and (out / name).exists()]
+    if foreign:
+        raise ConfigError(
+            f"output_path {str(out)!r} holds {', '.join(foreign)} that no training of cmibq wrote;"
+            " choose another output_path"
+        )
+    if known not in (None, recipe.identity) and not recipe.overwrite:
         raise ConfigError(
             f"{recipe.output_path} holds a run of another recipe; choose another output_path or set"
             " overwrite"
@@ -219,9 +239,7 @@ def _start(recipe: TrainRecipe, on_step: OnStep | None) -> _Job:
 
 def _finish(job: _Job) -> dict[str, Any]:
     """Write model, diagnostics and what was done; of several processes the first one does."""
-    finalise = getattr(job.bridge.layer, "finalize_", None)
-    if finalise is not None:
-        finalise()
+    job.bridge.layer.finalize_()
     job.bridge.add_loss = True
     job.loaded.model.eval()
     told = _facts(job)

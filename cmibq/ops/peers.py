@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["all_gather_rows", "all_max_", "all_sum_", "world"]
+__all__ = ["all_gather_rows", "all_max_", "all_sum_", "leave_at_exit", "world"]
 
 
 def world() -> tuple[int, int]:
@@ -37,3 +39,16 @@ def all_gather_rows(t: Tensor) -> Tensor:
     parts = [torch.empty_like(t) for _ in range(size)]
     distributed.all_gather(parts, t.contiguous())
     return torch.cat(parts)
+
+
+def leave_at_exit() -> None:
+    """Leave the process group when Python ends, and not later.
+
+    The threads of gloo would otherwise outlive the interpreter, and abort the process now and then.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -6,7 +6,6 @@ the samples, so that results are those of one process bit for bit. Only the firs
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from cmibq.errors import CmibqError, ConfigError
+from cmibq.ops.peers import leave_at_exit
 
 __all__ = ["ALONE", "PeerError", "Team", "join"]
 
@@ -149,13 +149,5 @@ def join() -> Team:
         seconds = _number(_TIMEOUT) if _TIMEOUT in os.environ else _TIMEOUT_SECONDS
         with _told():
             distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
-        atexit.register(_leave)
+        leave_at_exit()
     return team
-
-
-def _leave() -> None:
-    """End gloo's threads while Python still runs: later they abort the process now and then."""
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor, distributed, nn
 
 from cmibq.errors import ConfigError
+from cmibq.ops import peers
 
 __all__ = ["average_", "gather_rows", "join", "mean_weights", "rank", "unwrapped", "world"]
 
 
 def world() -> int:
     """Return the number of processes; 1 without a process group."""
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if ready else 1
+    return peers.world()[1]
 
 
 def rank() -> int:
     """Return the number of this process, 0 alone."""
-    return distributed.get_rank() if world() > 1 else 0
+    return peers.world()[0]
 
 
 def join(timeout: float = 1800.0) -> int:
@@ -47,14 +46,8 @@ def join(timeout: float = 1800.0) -> int:
             raise ConfigError(f"WORLD_SIZE is {size} but {name} is not set; start with torchrun")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    atexit.register(_leave)
+    peers.leave_at_exit()
     return rank()
-
-
-def _leave() -> None:
-    """End gloo's threads while Python still runs: later they abort the process now and then."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def mean_weights(mask: Tensor | None, rows: int, device: torch.device) -> Tensor:

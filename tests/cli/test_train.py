@@ -148,3 +148,15 @@ def test_data_without_images_is_refused(trained: dict[str, Any], tmp_path: Path)
         training.read(TrainRecipe(**told))
     with pytest.raises(ConfigError, match="output_path is empty"):
         training.check(TrainRecipe(**trained | {"output_path": ""}))
+
+
+def test_folders_of_others_are_not_replaced(trained: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "log.jsonl").write_text("mine")
+    told = trained | {"output_path": str(tmp_path), "overwrite": True}
+    with pytest.raises(ConfigError, match=r"holds model, log.jsonl that no training of cmibq"):
+        training.check(TrainRecipe(**told))
+    own = Path(trained["output_path"])
+    more = {"model_args": f"pretrained={own / 'model'}", "overwrite": True}
+    with pytest.raises(ConfigError, match=r"model_args is .* that the result replaces"):
+        training.check(TrainRecipe(**trained | more))
