@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import results
 from benchmarks.bars import bar_of, judge, label
+from benchmarks.marked import filled
 from benchmarks.roofline import FAMILIES, points
 
 __all__ = ["PAGE", "filled", "main", "pages"]
@@ -181,23 +182,6 @@ def rooflines(rows: Rows, rates: Mapping[str, Any]) -> list[str]:
             picture = f"![Roofline: {family.title.lower()}](images/roofline-{name}.png)"
             lines += [f"### {family.title}", "", picture, ""]
     return lines[:-1]
-
-
-def filled(text: str, parts: Mapping[str, Callable[[], list[str]]]) -> str:
-    """Return a page with what stands between `<!-- name:begin -->` and `<!-- name:end -->` new.
-
-    Example:
-        >>> page = "<!-- a:begin -->" + chr(10) + "old" + chr(10) + "<!-- a:end -->"
-        >>> filled(page, {"a": lambda: ["new"]}).split()
-        ['<!--', 'a:begin', '-->', 'new', '<!--', 'a:end', '-->']
-    """
-    for name, make in parts.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if begin in text:
-            head, rest = text.split(begin)
-            text = head + begin + "\n" + "\n".join(make()) + "\n\n"
-            text += end + rest.split(end, 1)[1]
-    return text
 
 
 def pages() -> dict[Path, str]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from benchmarks import marked
 from benchmarks.cm_ibq.pictures import title
 
 __all__ = ["PAGE", "filled", "write_page"]
@@ -130,15 +132,8 @@ PARTS = {
 
 def filled(page: str, results: Json) -> str:
     """Return a page with the tables between its markers; without results it stays as it is."""
-    if not results:
-        return page
-    for name, part in PARTS.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if begin in page and results.get(name, True):
-            head, _, rest = page.partition(begin)
-            body = "\n".join(part(results))
-            page = head + begin + "\n" + body + "\n\n" + end + rest.partition(end)[2]
-    return page
+    known = {n: partial(part, results) for n, part in PARTS.items() if results.get(n, True)}
+    return marked.filled(page, known) if results else page
 
 
 def write_page(results: Json) -> None:

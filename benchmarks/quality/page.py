@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from benchmarks import marked
 from benchmarks.quality.pictures import NAMES
 
 __all__ = ["PAGE", "filled", "write_page"]
@@ -124,14 +126,13 @@ PARTS = {
 
 def filled(page: str, results: Json) -> str:
     """Return a page with the tables between its markers; without results they stay as they are."""
-    for name, part in PARTS.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if begin not in page or (name in ("draws", "text", "study") and not results.get(name)):
-            continue
-        head, _, rest = page.partition(begin)
-        body: Sequence[str] = part(results)
-        page = head + begin + "\n" + "\n".join(body) + "\n\n" + end + rest.partition(end)[2]
-    return page
+    optional = ("draws", "text", "study")
+    known = {
+        name: partial(part, results)
+        for name, part in PARTS.items()
+        if name not in optional or results.get(name)
+    }
+    return marked.filled(page, known)
 
 
 def write_page(results: Json) -> None:

@@ -60,6 +60,14 @@ static cq_channel_tile tile(const job *j, size_t r, size_t rows, size_t c, float
                              .ld = a->C};
 }
 
+/* The noise of the latents of row r, columns c .. c + cols - 1: the same forward and backward. */
+static void row_noise(const job *j, size_t r, size_t c, size_t cols, float *noise) {
+    const cq_channel_args *a = j->a;
+    cq_noise s = *a->latent;
+    s.sample += (uint32_t)(r / a->T);
+    j->k->noise_normal_f32(&s, (uint64_t)(r % a->T) * a->C + c, cols, noise);
+}
+
 /* Draws the latents of a tile into z [rows, C], and adds up the divergence of every row. */
 static void draw(const job *j, size_t r, size_t rows, size_t c, float *z, double *kl) {
     const cq_channel_args *a = j->a;
@@ -67,9 +75,7 @@ static void draw(const job *j, size_t r, size_t rows, size_t c, float *z, double
     float noise[COLS];
     for (size_t i = 0; i < rows; i++) {
         const size_t at = (r + i) * a->C + c;
-        cq_noise s = *a->latent;
-        s.sample += (uint32_t)((r + i) / a->T);
-        j->k->noise_normal_f32(&s, (uint64_t)((r + i) % a->T) * a->C + c, cols, noise);
+        row_noise(j, r + i, c, cols, noise);
         j->k->gaussian_f32(&(cq_gaussian_run){.mu = a->x + at,
                                               .logvar = a->logvar + at,
                                               .noise = noise,
@@ -86,9 +92,7 @@ static void undraw(const job *j, size_t r, size_t rows, size_t c) {
     float noise[COLS];
     for (size_t i = 0; i < rows; i++) {
         const size_t at = (r + i) * a->C + c;
-        cq_noise s = *a->latent;
-        s.sample += (uint32_t)((r + i) / a->T);
-        j->k->noise_normal_f32(&s, (uint64_t)((r + i) % a->T) * a->C + c, cols, noise);
+        row_noise(j, r + i, c, cols, noise);
         j->k->gaussian_bwd_f32(&(cq_gaussian_run){.mu = a->x + at,
                                                   .logvar = a->logvar + at,
                                                   .noise = noise,
