@@ -1,0 +1,86 @@
+"""What every fusion of two towers is, and the registries of fusions and of dimension mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from cmibq.errors import ConfigError, check_tokens
+from cmibq.ops.attention import Attended
+from cmibq.recipe.calm import CALMConfig
+from cmibq.registry import Registry
+
+__all__ = ["FUSIONS", "MAPPINGS", "Fusion", "build_fusion"]
+
+
+class Fusion(nn.Module):
+    """One composition layer: what the anchor gets from the augmenting tower at one depth.
+
+    Args:
+        anchor_dim: width of the anchor's features.
+        augmented_dim: width of the augmenting tower's features.
+    """
+
+    def __init__(self, anchor_dim: int, augmented_dim: int) -> None:
+        super().__init__()
+        self.anchor_dim, self.augmented_dim = anchor_dim, augmented_dim
+
+    def attend(
+        self,
+        anchor_features: Tensor,
+        augmented_features: Tensor,
+        *,
+        need_entropy: bool = False,
+        need_weights: bool = False,
+    ) -> Attended:
+        """Return what the anchor's next layer reads, and what was looked at.
+
+        Args:
+            anchor_features: [B, Lq, anchor_dim].
+            augmented_features: [B, Lk, augmented_dim].
+            need_entropy: also return the entropy of each row of attention, [B, H, Lq] in nats.
+            need_weights: also return attention averaged over heads, [B, Lq, Lk].
+        """
+        raise NotImplementedError
+
+    def forward(self, anchor_features: Tensor, augmented_features: Tensor) -> Tensor:
+        """Return what the anchor's next layer reads, [B, Lq, anchor_dim]; see `attend`."""
+        return self.attend(anchor_features, augmented_features).out
+
+    def check(self, anchor_features: Tensor, augmented_features: Tensor) -> None:
+        """Refuse features of other widths or of another batch.
+
+        Raises:
+            ConfigError: naming the argument, its shape and what is allowed.
+        """
+        for name, given, width in (
+            ("anchor_features", anchor_features, self.anchor_dim),
+            ("augmented_features", augmented_features, self.augmented_dim),
+        ):
+            check_tokens(name, given.shape)
+            if given.shape[-1] != width:
+                raise ConfigError(
+                    f"{name} has width {given.shape[-1]}, but this fusion was made for {width}"
+                )
+        if anchor_features.shape[0] != augmented_features.shape[0]:
+            raise ConfigError(
+                f"anchor_features has {anchor_features.shape[0]} images, augmented_features"
+                f" {augmented_features.shape[0]}; give both towers the same images"
+            )
+
+
+FUSIONS: Registry[Callable[[int, int, CALMConfig], Fusion]] = Registry("fusion strategy")
+"""Name -> maker of a fusion from (anchor_dim, augmented_dim, configuration)."""
+
+MAPPINGS: Registry[Callable[[int, int, CALMConfig], nn.Module]] = Registry("dimension mapping")
+"""Name -> maker of the module [B, Lk, augmented_dim] -> [B, Lk, anchor_dim]."""
+
+
+def build_fusion(anchor_dim: int, augmented_dim: int, config: CALMConfig) -> Fusion:
+    """Return a fresh fusion of the configured strategy.
+
+    Raises:
+        ConfigError: the strategy or the mapping is unknown, or the heads do not divide the width.
+    """
+    return FUSIONS[config.fusion_strategy](anchor_dim, augmented_dim, config)

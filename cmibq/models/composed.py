@@ -1,0 +1,182 @@
+"""Two frozen vision towers composed: the anchor's layers look at the augmenting tower's."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmibq.errors import ConfigError
+from cmibq.fusion import Fusion, build_fusion
+from cmibq.models.towers import TowerParts, parts_of
+from cmibq.recipe.calm import CALMConfig, layer_indices
+
+__all__ = ["CALMVisionTower", "Composition"]
+
+
+@dataclass
+class Composition:
+    """One forward pass of one composed tower.
+
+    Args:
+        features: layer of the anchor (from 0) -> features of the augmenting tower.
+        modules: layer of the anchor (from 0) -> fusion.
+        need_entropy: note the entropy of attention.
+        need_weights: note attention averaged over heads.
+        entropy: layer -> [B, H, Lq], noted.
+        weights: layer -> [B, Lq, Lk], noted.
+    """
+
+    features: dict[int, Tensor]
+    modules: dict[int, Fusion]
+    need_entropy: bool = False
+    need_weights: bool = False
+    entropy: dict[int, Tensor] = field(default_factory=dict)
+    weights: dict[int, Tensor] = field(default_factory=dict)
+
+    def fuse(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the next layer of the anchor reads."""
+        seen = self.modules[layer].attend(
+            hidden,
+            self.features[layer].to(hidden.dtype),
+            need_entropy=self.need_entropy,
+            need_weights=self.need_weights,
+        )
+        if seen.entropy is not None:
+            self.entropy[layer] = seen.entropy
+        if seen.weights is not None:
+            self.weights[layer] = seen.weights
+        return seen.out.to(hidden.dtype)
+
+
+_CURRENT: ContextVar[Composition | None] = ContextVar("composition", default=None)
+"""The forward pass that runs in this thread; hooks of an anchor that is used alone do nothing."""
+
+
+def _fuse(block: nn.Module, _: Any, output: Any) -> Any:
+    """Send what a layer of an anchor gives through its fusion."""
+    now = _CURRENT.get()
+    if now is None:
+        return output
+    layer: Any = block._cmibq_layer
+    if isinstance(output, Tensor):
+        return now.fuse(layer, output)
+    return (now.fuse(layer, output[0]), *output[1:])
+
+
+class CALMVisionTower(nn.Module):
+    """A vision tower that stands for its anchor and also sees what the augmenting tower sees.
+
+    Both towers are frozen; the fusions in `calm_modules` are what is trained. Without a forward
+    of this module the anchor is what it was.
+
+    Args:
+        anchor: Hugging Face vision tower whose features come out.
+        augmenting: Hugging Face vision tower that is looked at.
+        config: where and how they meet.
+
+    Raises:
+        ConfigError: heads do not divide the width, or more composition layers than layers.
+        ModelError: a tower has its layers in no known place.
+    """
+
+    def __init__(self, anchor: nn.Module, augmenting: nn.Module, config: CALMConfig) -> None:
+        super().__init__()
+        self.calm_config = config
+        here, there = parts_of(anchor), parts_of(augmenting)
+        usable = here.depth + 1 + config.select_layer
+        self.layers = tuple(i - 1 for i in layer_indices(usable, config.composition_layers))
+        self.sources = tuple(i - 1 for i in layer_indices(there.depth, config.composition_layers))
+        self.anchor_tower = anchor.requires_grad_(False)
+        self.augmenting_tower = augmenting.requires_grad_(False)
+        self.calm_modules = nn.ModuleList(
+            build_fusion(here.widths[at], there.widths[of], config)
+            for at, of in zip(self.layers, self.sources, strict=True)
+        )
+        self._sizes = here.image_size, there.image_size
+        self._handles = [self._hook(here, at) for at in self.layers]
+
+    @property
+    def config(self) -> Any:
+        """Return the anchor's configuration, which hosts read sizes from."""
+        return self.anchor_tower.config
+
+    def _hook(self, parts: TowerParts, layer: int) -> Any:
+        block: Any = parts.blocks[layer]
+        block._cmibq_layer = layer
+        return block.register_forward_hook(_fuse, prepend=True)
+
+    def detach(self) -> nn.Module:
+        """Take the hooks off the anchor and return it; this tower is of no use afterwards."""
+        while self._handles:
+            self._handles.pop().remove()
+        return self.anchor_tower
+
+    def train(self, mode: bool = True) -> CALMVisionTower:
+        """Set the mode of the fusions; frozen towers stay in evaluation."""
+        super().train(mode)
+        self.anchor_tower.eval()
+        self.augmenting_tower.eval()
+        return self
+
+    def pixels(self, given: Any) -> tuple[Tensor, Tensor]:
+        """Return the pixels of both towers.
+
+        Args:
+            given: a dictionary of "anchor" and "augmenting", [B, 3, H, W] each; or one tensor, the
+                anchor's pixels above the augmenting tower's (what `PackedProcessor` makes); or the
+                anchor's alone, which the augmenting tower then gets resized.
+        """
+        (ha, wa), (hb, wb) = self._sizes
+        if isinstance(given, dict):
+            return given["anchor"], given["augmenting"]
+        if given.shape[-2:] == (ha, wa):
+            small = functional.interpolate(given.float(), (hb, wb), mode="bilinear")
+            return given, small.to(given.dtype)
+        if given.shape[-2:] != (ha + hb, max(wa, wb)):
+            raise ConfigError(
+                f"pixel_values has {tuple(given.shape[-2:])} pixels; give {(ha, wa)} for both"
+                f" towers, or {(ha + hb, max(wa, wb))}, the anchor's above the augmenting tower's"
+            )
+        return given[..., :ha, :wa], given[..., ha:, :wb]
+
+    def augment(self, pixels: Tensor) -> dict[int, Tensor]:
+        """Return the augmenting tower's features by layer of the anchor, without a graph."""
+        with torch.inference_mode():
+            made = self.augmenting_tower(pixel_values=pixels, output_hidden_states=True)
+        states = made.hidden_states
+        return {
+            at: states[of + 1].clone() for at, of in zip(self.layers, self.sources, strict=True)
+        }
+
+    def forward(
+        self,
+        pixel_values: Any,
+        *,
+        need_entropy: bool = False,
+        need_weights: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return what the anchor gives, fused; `output.calm` is the `Composition`, where wanted.
+
+        Args:
+            pixel_values: see `pixels`.
+            need_entropy: note the entropy of attention.
+            need_weights: note attention averaged over heads.
+            **kwargs: go to the anchor.
+        """
+        mine, theirs = self.pixels(pixel_values)
+        modules: Any = dict(zip(self.layers, self.calm_modules, strict=True))
+        now = Composition(self.augment(theirs), modules, need_entropy, need_weights)
+        token = _CURRENT.set(now)
+        try:
+            output = self.anchor_tower(pixel_values=mine, **kwargs)
+        finally:
+            _CURRENT.reset(token)
+        if need_entropy or need_weights:
+            output["calm"] = now
+        return output

@@ -1,0 +1,92 @@
+"""How two frozen vision towers are composed: the fields of ``cmibq train calm``'s tower."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cmibq.errors import ConfigError, nearest
+from cmibq.recipe.base import at_least, choice, opt, require
+
+__all__ = ["CALMConfig", "layer_indices"]
+
+
+def layer_indices(depth: int, composition_layers: int) -> tuple[int, ...]:
+    """Return after which layers of a tower fusion happens: ``i * depth / n``, i = 1..n, from 1.
+
+    Where n does not divide the depth, the product is rounded to the nearest layer, halves up.
+
+    Args:
+        depth: layers of the tower.
+        composition_layers: n.
+
+    Raises:
+        ConfigError: there are more composition layers than layers.
+
+    References:
+        Bansal et al., "LLM Augmented LLMs: Expanding Capabilities through Composition" (CALM),
+        ICLR 2024: evenly spread cross-attention between two frozen models.
+
+    Example:
+        >>> layer_indices(24, 4), layer_indices(12, 8)
+        ((6, 12, 18, 24), (2, 3, 5, 6, 8, 9, 11, 12))
+    """
+    at_least("composition_layers", composition_layers, 1)
+    require(
+        composition_layers <= depth,
+        f"composition_layers is {composition_layers}, but the tower has {depth} layers; choose"
+        f" 1..{depth}",
+    )
+    n = composition_layers
+    return tuple((2 * i * depth + n) // (2 * n) for i in range(1, n + 1))
+
+
+@dataclass(frozen=True)
+class CALMConfig:
+    """A composed vision tower: which towers, where they meet, and how.
+
+    Raises:
+        ConfigError: a field is out of range or conflicts with another.
+
+    Example:
+        >>> CALMConfig(composition_layers=2).fusion_strategy
+        'gated_attention'
+    """
+
+    anchor_model: str = opt("", "tower whose features come out: a folder or a hub name")
+    augmenting_model: str = opt("", "tower that is looked at: a folder or a hub name")
+    composition_layers: int = opt(4, "after how many layers, evenly spread, towers meet")
+    attention_heads: int = opt(8, "heads of the cross-attention; must divide the anchor's width")
+    fusion_strategy: str = opt(
+        "gated_attention",
+        "cross_attention (the paper's module with a layer norm), gated_attention (a gate that"
+        " starts at zero: the composed tower starts as the anchor) or simple_add",
+    )
+    dimension_mapping: str = opt("linear", "augmenting width -> anchor width: linear, mlp, ...")
+    norm: str = opt("post", "layer norm of cross_attention: post, or none as in the public fork")
+    select_layer: int = opt(-1, "layer of the anchor that the host reads, counted from the end")
+    gradient_checkpointing: bool = opt(False, "recompute the anchor's layers in the backward pass")
+
+    def __post_init__(self) -> None:
+        at_least("composition_layers", self.composition_layers, 1)
+        at_least("attention_heads", self.attention_heads, 1)
+        choice("norm", self.norm, ("post", "none"))
+        good = type(self.select_layer) is int and self.select_layer < 0
+        require(good, f"select_layer is {self.select_layer!r}; allowed are integers below 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> CALMConfig:
+        """Return the configuration of a dictionary, such as `to_dict` made.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is out of range.
+        """
+        for key in fields:
+            if key not in cls.__dataclass_fields__:
+                hint = nearest(key, cls.__dataclass_fields__)
+                raise ConfigError(f"CALMConfig has no field {key!r}; {hint}")
+        return cls(**fields)

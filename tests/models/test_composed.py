@@ -1,0 +1,70 @@
+"""The composed tower: layers, outputs, and what stays untouched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmibq.fusion import CALMCompositionModule
+from cmibq.models.composed import CALMVisionTower
+from cmibq.recipe.calm import CALMConfig, layer_indices
+
+transformers = pytest.importorskip("transformers")
+
+
+def towers() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    clip = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    dino = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=6, num_attention_heads=4, image_size=42, patch_size=14
+    )
+    return transformers.CLIPVisionModel(clip).eval(), transformers.Dinov2Model(dino).eval()
+
+
+def oracle(module: CALMCompositionModule, x: Tensor, y: Tensor) -> Tensor:
+    seen = module.projection(y)
+    made, _ = module.cross_attention(x, seen, seen)
+    out: Tensor = module.norm(x + made)
+    return out
+
+
+def test_layers() -> None:
+    assert layer_indices(24, 4) == (6, 12, 18, 24)
+    anchor, augmenting = towers()
+    tower = CALMVisionTower(anchor, augmenting, CALMConfig(composition_layers=2))
+    assert (tower.layers, tower.sources) == ((1, 3), (2, 5))
+
+
+def test_equals_the_formula() -> None:
+    anchor, augmenting = towers()
+    config = CALMConfig(fusion_strategy="cross_attention", composition_layers=2, attention_heads=4)
+    tower = CALMVisionTower(anchor, augmenting, config).eval()
+    x, y = torch.randn(2, 3, 28, 28), torch.randn(2, 3, 42, 42)
+    with torch.no_grad():
+        states = augmenting(pixel_values=y, output_hidden_states=True).hidden_states
+        h = anchor.pre_layrnorm(anchor.embeddings(x))
+        for i, block in enumerate(anchor.encoder.layers):
+            h = block(h, attention_mask=None)
+            h = h if isinstance(h, Tensor) else h[0]
+            if i in tower.layers:
+                k = tower.layers.index(i)
+                h = oracle(tower.calm_modules[k], h, states[tower.sources[k] + 1])
+        made = tower({"anchor": x, "augmenting": y}).last_hidden_state
+    torch.testing.assert_close(made, h, rtol=1e-5, atol=1e-5)
+
+
+def test_starts_as_the_anchor() -> None:
+    anchor, augmenting = towers()
+    x, y = torch.randn(2, 3, 28, 28), torch.randn(2, 3, 42, 42)
+    before = anchor(x).last_hidden_state
+    tower = CALMVisionTower(anchor, augmenting, CALMConfig(composition_layers=4))
+    made = tower({"anchor": x, "augmenting": y}).last_hidden_state
+    assert torch.equal(made, before)
+    made.sum().backward()
+    assert all(m.gate.grad is not None for m in tower.calm_modules)
