@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +17,7 @@ from cmibq.fusion import Fusion, build_fusion
 from cmibq.models.towers import TowerParts, parts_of
 from cmibq.recipe.calm import CALMConfig, layer_indices
 
-__all__ = ["CALMVisionTower", "Composition"]
+__all__ = ["CALMVisionTower", "Composition", "leaving_out"]
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Composition:
 
     Args:
         features: layer of the anchor (from 0) -> features of the augmenting tower.
-        modules: layer of the anchor (from 0) -> fusion.
+        modules: layer of the anchor (from 0) -> fusion; a layer without one passes on as it is.
         need_entropy: note the entropy of attention.
         need_weights: note attention averaged over heads.
         entropy: layer -> [B, H, Lq], noted.
@@ -40,6 +42,8 @@ class Composition:
 
     def fuse(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the next layer of the anchor reads."""
+        if layer not in self.modules:
+            return hidden
         seen = self.modules[layer].attend(
             hidden,
             self.features[layer].to(hidden.dtype),
@@ -55,6 +59,24 @@ class Composition:
 
 _CURRENT: ContextVar[Composition | None] = ContextVar("composition", default=None)
 """The forward pass that runs in this thread; hooks of an anchor that is used alone do nothing."""
+_LEFT_OUT: ContextVar[frozenset[int]] = ContextVar("left_out", default=frozenset())
+
+
+@contextlib.contextmanager
+def leaving_out(numbers: Iterable[int]) -> Iterator[None]:
+    """Compute composed towers without some of their fusions, in this thread and context.
+
+    With all of them left out a composed tower is its anchor. A thread that is started within does
+    the same only if it runs in a copy of the context (`contextvars.copy_context`).
+
+    Args:
+        numbers: which of `calm_modules`, from 0.
+    """
+    token = _LEFT_OUT.set(frozenset(numbers))
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
 
 
 def _fuse(block: nn.Module, _: Any, output: Any) -> Any:
@@ -170,7 +192,9 @@ class CALMVisionTower(nn.Module):
             **kwargs: go to the anchor.
         """
         mine, theirs = self.pixels(pixel_values)
-        modules: Any = dict(zip(self.layers, self.calm_modules, strict=True))
+        out = _LEFT_OUT.get()
+        numbered: Any = enumerate(zip(self.layers, self.calm_modules, strict=True))
+        modules = {layer: fusion for k, (layer, fusion) in numbered if k not in out}
         now = Composition(self.augment(theirs), modules, need_entropy, need_weights)
         token = _CURRENT.set(now)
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmibq.fusion import CALMCompositionModule
-from cmibq.models.composed import CALMVisionTower
+from cmibq.models.composed import CALMVisionTower, leaving_out
 from cmibq.recipe.calm import CALMConfig, layer_indices
 
 transformers = pytest.importorskip("transformers")
@@ -68,3 +68,23 @@ def test_starts_as_the_anchor() -> None:
     assert torch.equal(made, before)
     made.sum().backward()
     assert all(m.gate.grad is not None for m in tower.calm_modules)
+
+
+def test_fusions_can_be_left_out() -> None:
+    anchor, augmenting = towers()
+    x, y = torch.randn(2, 3, 28, 28), torch.randn(2, 3, 42, 42)
+    config = CALMConfig(fusion_strategy="cross_attention", composition_layers=2, attention_heads=4)
+    tower = CALMVisionTower(anchor, augmenting, config).eval()
+    given = {"anchor": x, "augmenting": y}
+
+    def made(*numbers: int) -> Tensor:
+        with torch.no_grad(), leaving_out(numbers):
+            out: Tensor = tower(given).last_hidden_state
+        return out
+
+    assert torch.equal(made(0, 1), anchor(x).last_hidden_state)
+    assert not torch.equal(made(0), made(1))
+    with leaving_out([0]):
+        seen = tower(given, need_weights=True).calm
+    assert list(seen.weights) == [tower.layers[1]]
+    assert torch.equal(tower(given).last_hidden_state, made())
