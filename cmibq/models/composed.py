@@ -17,7 +17,7 @@ from cmibq.fusion import Fusion, build_fusion
 from cmibq.models.towers import TowerParts, parts_of
 from cmibq.recipe.calm import CALMConfig, layer_indices
 
-__all__ = ["CALMVisionTower", "Composition", "leaving_out"]
+__all__ = ["CALMVisionTower", "Composition", "leaving_out", "watched"]
 
 
 @dataclass
@@ -51,15 +51,17 @@ class Composition:
             need_weights=self.need_weights,
         )
         if seen.entropy is not None:
-            self.entropy[layer] = seen.entropy
+            self.entropy[layer] = seen.entropy.detach()
         if seen.weights is not None:
-            self.weights[layer] = seen.weights
+            self.weights[layer] = seen.weights.detach()
         return seen.out.to(hidden.dtype)
 
 
 _CURRENT: ContextVar[Composition | None] = ContextVar("composition", default=None)
 """The forward pass that runs in this thread; hooks of an anchor that is used alone do nothing."""
 _LEFT_OUT: ContextVar[frozenset[int]] = ContextVar("left_out", default=frozenset())
+_WATCH: ContextVar[tuple[list[Composition], bool] | None] = ContextVar("watch", default=None)
+"""Where forward passes of this thread are noted, and whether with weights; see `watched`."""
 
 
 @contextlib.contextmanager
@@ -77,6 +79,24 @@ def leaving_out(numbers: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         _LEFT_OUT.reset(token)
+
+
+@contextlib.contextmanager
+def watched(*, need_weights: bool = False) -> Iterator[list[Composition]]:
+    """Note every forward pass of composed towers inside, also where a host model calls them.
+
+    Args:
+        need_weights: note attention averaged over heads too, and not entropy alone.
+
+    Returns:
+        The passes so far, the oldest first; empty it when a step is done.
+    """
+    seen: list[Composition] = []
+    token = _WATCH.set((seen, need_weights))
+    try:
+        yield seen
+    finally:
+        _WATCH.reset(token)
 
 
 def _fuse(block: nn.Module, _: Any, output: Any) -> Any:
@@ -192,10 +212,14 @@ class CALMVisionTower(nn.Module):
             **kwargs: go to the anchor.
         """
         mine, theirs = self.pixels(pixel_values)
-        out = _LEFT_OUT.get()
+        out, watch = _LEFT_OUT.get(), _WATCH.get()
         numbered: Any = enumerate(zip(self.layers, self.calm_modules, strict=True))
         modules = {layer: fusion for k, (layer, fusion) in numbered if k not in out}
-        now = Composition(self.augment(theirs), modules, need_entropy, need_weights)
+        entropy = need_entropy or watch is not None
+        weights = need_weights or (watch is not None and watch[1])
+        now = Composition(self.augment(theirs), modules, entropy, weights)
+        if watch is not None:
+            watch[0].append(now)
         token = _CURRENT.set(now)
         try:
             output = self.anchor_tower(pixel_values=mine, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmibq.fusion import CALMCompositionModule
-from cmibq.models.composed import CALMVisionTower, leaving_out
+from cmibq.models.composed import CALMVisionTower, leaving_out, watched
 from cmibq.recipe.calm import CALMConfig, layer_indices
 
 transformers = pytest.importorskip("transformers")
@@ -88,3 +88,18 @@ def test_fusions_can_be_left_out() -> None:
         seen = tower(given, need_weights=True).calm
     assert list(seen.weights) == [tower.layers[1]]
     assert torch.equal(tower(given).last_hidden_state, made())
+
+
+def test_passes_are_watched_where_a_host_calls_them() -> None:
+    anchor, augmenting = towers()
+    tower = CALMVisionTower(anchor, augmenting, CALMConfig(composition_layers=2)).eval()
+    pixels = {"anchor": torch.randn(2, 3, 28, 28), "augmenting": torch.randn(2, 3, 42, 42)}
+    with watched(need_weights=True) as seen:
+        made = tower(pixels)
+        assert [sorted(c.entropy) for c in seen] == [[1, 3]]
+        assert seen[0].entropy[1].shape == (2, 8, 5)
+        assert seen[0].weights[3].shape == (2, 5, 10)
+        torch.testing.assert_close(seen[0].weights[3].sum(-1), torch.ones(2, 5))
+    assert "calm" not in made
+    tower(pixels)
+    assert len(seen) == 1
