@@ -131,7 +131,7 @@ class CALMVisionTower(nn.Module):
         self.calm_config = config
         here, there = parts_of(anchor), parts_of(augmenting)
         usable = here.depth + 1 + config.select_layer
-        self.layers = tuple(i - 1 for i in layer_indices(usable, config.composition_layers))
+        self.layers = tuple(i - 1 for i in config.layers_of(usable))
         self.sources = tuple(i - 1 for i in layer_indices(there.depth, config.composition_layers))
         self.anchor_tower = anchor.requires_grad_(False)
         self.augmenting_tower = augmenting.requires_grad_(False)

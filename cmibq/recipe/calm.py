@@ -66,6 +66,7 @@ class CALMConfig:
     norm: str = opt("post", "layer norm of cross_attention: post, or none as in the public fork")
     select_layer: int = opt(-1, "layer of the anchor that the host reads, counted from the end")
     gradient_checkpointing: bool = opt(False, "recompute the anchor's layers in the backward pass")
+    anchor_layers: tuple[int, ...] = opt((), "the anchor's layers that meet, from 1; () = spread")
 
     def __post_init__(self) -> None:
         at_least("composition_layers", self.composition_layers, 1)
@@ -73,6 +74,31 @@ class CALMConfig:
         choice("norm", self.norm, ("post", "none"))
         good = type(self.select_layer) is int and self.select_layer < 0
         require(good, f"select_layer is {self.select_layer!r}; allowed are integers below 0")
+        told = tuple(self.anchor_layers)
+        object.__setattr__(self, "anchor_layers", told)
+        good = not told or (
+            len(told) == self.composition_layers and list(told) == sorted({*told}) and told[0] >= 1
+        )
+        require(
+            good,
+            f"anchor_layers is {told}; give composition_layers = {self.composition_layers} rising"
+            " numbers from 1, or none",
+        )
+
+    def layers_of(self, depth: int) -> tuple[int, ...]:
+        """Return after which layers of an anchor fusion happens, from 1.
+
+        Args:
+            depth: its layers that the host reads.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        if not self.anchor_layers:
+            return layer_indices(depth, self.composition_layers)
+        last = self.anchor_layers[-1]
+        require(last <= depth, f"anchor_layers names layer {last}; {depth} of the anchor are read")
+        return self.anchor_layers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""

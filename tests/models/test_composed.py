@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmibq.errors import ConfigError
 from cmibq.fusion import CALMCompositionModule
 from cmibq.models.composed import CALMVisionTower, leaving_out, watched
 from cmibq.recipe.calm import CALMConfig, layer_indices
@@ -39,6 +40,16 @@ def test_layers() -> None:
     anchor, augmenting = towers()
     tower = CALMVisionTower(anchor, augmenting, CALMConfig(composition_layers=2))
     assert (tower.layers, tower.sources) == ((1, 3), (2, 5))
+
+
+def test_layers_by_hand() -> None:
+    config = CALMConfig.from_dict({"composition_layers": 2, "anchor_layers": [1, 2]})
+    tower = CALMVisionTower(*towers(), config)
+    assert (tower.layers, tower.sources) == ((0, 1), (2, 5))
+    with pytest.raises(ConfigError, match="layer 9; 4 of the anchor"):
+        CALMVisionTower(*towers(), CALMConfig(composition_layers=1, anchor_layers=(9,)))
+    with pytest.raises(ConfigError, match="composition_layers = 4 rising"):
+        CALMConfig(anchor_layers=(2, 1, 3, 4))
 
 
 def test_equals_the_formula() -> None:
