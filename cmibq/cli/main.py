@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "report": ("report", "make a web page and a JSON file from the results of eval"),
     "demo": ("demo", "run everything on a small model that ships with cmibq"),
     "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),
+    "chat": ("chat", "talk with a model about a picture: chat --model-path DIR --image-file F"),
     "doctor": ("doctor", "check this installation and name what would go wrong"),
 }
 """Command -> (module in `cmibq.cli`, what it does)."""
@@ -45,6 +46,7 @@ EXTRAS: Final = {
     "wandb": "track",
     "pyarrow": "data",
     "gguf": "gguf",
+    "gradio": "serve",
     "sklearn": "demo",
     "skimage": "demo",
 }
