@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmibq.fusion import gated_attention, projection, simple_add
-from cmibq.fusion.base import FUSIONS, MAPPINGS, Fusion, build_fusion
+from cmibq.fusion.base import FUSIONS, MAPPINGS, Fusion, build_fusion, check_fusion
 from cmibq.fusion.cross_attention import CALMCompositionModule
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CALMCompositionModule",
     "Fusion",
     "build_fusion",
+    "check_fusion",
     "gated_attention",
     "projection",
     "simple_add",

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from cmibq.errors import ConfigError
 from cmibq.fusion.base import FUSIONS, MAPPINGS, Fusion
-from cmibq.ops.attention import Attended, attention
+from cmibq.fusion.multihead import check_heads, multihead
+from cmibq.ops.attention import Attended
 from cmibq.recipe.calm import CALMConfig
 
 __all__ = ["CALMCompositionModule", "check_heads"]
-
-
-def check_heads(anchor_dim: int, num_heads: int) -> None:
-    """Refuse heads that do not divide the width.
-
-    Raises:
-        ConfigError: naming both and the nearest heads that do.
-    """
-    if num_heads < 1 or anchor_dim % num_heads:
-        good = [h for h in range(1, 65) if anchor_dim % h == 0]
-        raise ConfigError(
-            f"num_heads is {num_heads}, which does not divide the anchor's width {anchor_dim};"
-            f" allowed are {', '.join(map(str, good))}"
-        )
 
 
 class CALMCompositionModule(Fusion):
@@ -74,36 +62,55 @@ class CALMCompositionModule(Fusion):
         need_weights: bool = False,
     ) -> Attended:
         """See `Fusion.attend`."""
-        self.check(anchor_features, augmented_features)
-        inner = self.cross_attention
-        wq, wk, wv = inner.in_proj_weight.chunk(3)
-        bq, bk, bv = inner.in_proj_bias.chunk(3)
-        first = self.projection if isinstance(self.projection, nn.Linear) else None
-        keys = self.projection(augmented_features) if first is None else augmented_features
-        return attention(
-            anchor_features.contiguous(),
-            keys.contiguous(),
-            wq,
-            wk,
-            wv,
-            inner.out_proj.weight,
-            heads=inner.num_heads,
-            wp=None if first is None else first.weight,
-            bp=None if first is None else first.bias,
-            bq=bq,
-            bk=bk,
-            bv=bv,
-            bo=inner.out_proj.bias,
-            gamma=None if self.norm is None else self.norm.weight,
-            beta=None if self.norm is None else self.norm.bias,
-            eps=1e-5 if self.norm is None else self.norm.eps,
+        return self.gated(
+            anchor_features,
+            augmented_features,
+            None,
             need_entropy=need_entropy,
             need_weights=need_weights,
         )
 
+    def gated(
+        self, anchor_features: Tensor, augmented_features: Tensor, gate: Tensor | None, **need: Any
+    ) -> Attended:
+        """Do what `attend` does, with a factor on what attention adds.
+
+        Args:
+            anchor_features: [B, Lq, anchor_dim].
+            augmented_features: [B, Lk, augmented_dim].
+            gate: scalar or [anchor_dim]; None = 1.
+            **need: as of `attend`.
+        """
+        self.check(anchor_features, augmented_features)
+        first = self.projection if type(self.projection) is nn.Linear else None
+        keys = mapped(self.projection, augmented_features) if first is None else augmented_features
+        return multihead(
+            self.cross_attention,
+            anchor_features,
+            keys,
+            first=first,
+            gate=gate,
+            norm=self.norm,
+            recompute=self.recompute,
+            **need,
+        )
+
+
+def mapped(mapping: nn.Module, features: Tensor) -> Tensor:
+    """Return the features in the anchor's width, in the dtype of the mapping's parameters.
+
+    Args:
+        mapping: of `MAPPINGS`.
+        features: [B, Lk, augmented_dim], any floating dtype.
+    """
+    stored = next(mapping.parameters(), features)
+    made: Tensor = mapping(features.to(stored.dtype))
+    return made
+
 
 @FUSIONS.register("cross_attention")
 def _make(anchor_dim: int, augmented_dim: int, config: CALMConfig) -> Fusion:
+    check_heads(anchor_dim, config.attention_heads)
     mapping = MAPPINGS[config.dimension_mapping](augmented_dim, anchor_dim, config)
     return CALMCompositionModule(
         anchor_dim, augmented_dim, config.attention_heads, norm=config.norm, mapping=mapping
