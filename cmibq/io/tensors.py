@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cmibq.errors import ModelError, PackageError
 
-__all__ = ["file_size", "read_tensors", "write_tensors"]
+__all__ = ["file_size", "read_header", "read_tensors", "write_tensors"]
 
 _NAMES: Final = {
     torch.float64: "F64",
@@ -163,6 +164,36 @@ def _fill(stream: BinaryIO, place: _Place) -> Tensor:
     return data.view(place.dtype).reshape(place.shape)
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, dict[str, _Place], dict[str, str]]]:
+    """Open a file, check its header against its size, and explain what goes wrong."""
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size - 8
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(size, _HEADER_LIMIT):
+                raise ValueError(f"a header of {length} bytes does not fit")
+            yield stream, *_parse(stream.read(length), size - length)
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except PackageError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError) as error:
+        raise PackageError(
+            f"{path} is truncated or damaged ({type(error).__name__}: {error}); copy it again"
+        ) from error
+
+
+def read_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Read the shapes and the text entries of a safetensors file; no tensor is read.
+
+    Raises:
+        PackageError: the file is missing, truncated, damaged or hostile.
+    """
+    with _opened(path) as (_, places, metadata):
+        return {name: place.shape for name, place in places.items()}, metadata
+
+
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the text entries of a safetensors file.
 
@@ -172,18 +203,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         PackageError: the file is missing, truncated, damaged or hostile.
     """
-    try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size - 8
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(size, _HEADER_LIMIT):
-                raise ValueError(f"a header of {length} bytes does not fit")
-            places, metadata = _parse(stream.read(length), size - length)
-            order = sorted(places, key=lambda name: (places[name].start, places[name].end))
-            return {name: _fill(stream, places[name]) for name in order}, metadata
-    except OSError as error:
-        raise PackageError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError) as error:
-        raise PackageError(
-            f"{path} is truncated or damaged ({type(error).__name__}: {error}); copy it again"
-        ) from error
+    with _opened(path) as (stream, places, metadata):
+        order = sorted(places, key=lambda name: (places[name].start, places[name].end))
+        return {name: _fill(stream, places[name]) for name in order}, metadata

@@ -2,160 +2,165 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+import itertools
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmibq.errors import ConfigError
-from cmibq.fusion import Fusion, build_fusion
-from cmibq.models.towers import TowerParts, parts_of
+from cmibq.errors import ConfigError, ModelError
+from cmibq.fusion import build_fusion
+from cmibq.models.composition import (
+    Composition,
+    capturing,
+    composing,
+    hook_anchor,
+    hook_augmenting,
+    leaving_out,
+    note,
+    watched,
+)
+from cmibq.models.recompute import recompute_, restore_
+from cmibq.models.towers import TowerParts, parts_of, vision_half
 from cmibq.recipe.calm import CALMConfig, layer_indices
 
 __all__ = ["CALMVisionTower", "Composition", "leaving_out", "watched"]
 
+_owners = itertools.count()
 
-@dataclass
-class Composition:
-    """One forward pass of one composed tower.
 
-    Args:
-        features: layer of the anchor (from 0) -> features of the augmenting tower.
-        modules: layer of the anchor (from 0) -> fusion; a layer without one passes on as it is.
-        need_entropy: note the entropy of attention.
-        need_weights: note attention averaged over heads.
-        entropy: layer -> [B, H, Lq], noted.
-        weights: layer -> [B, Lq, Lk], noted.
-    """
-
-    features: dict[int, Tensor]
-    modules: dict[int, Fusion]
-    need_entropy: bool = False
-    need_weights: bool = False
-    entropy: dict[int, Tensor] = field(default_factory=dict)
-    weights: dict[int, Tensor] = field(default_factory=dict)
-
-    def fuse(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what the next layer of the anchor reads."""
-        if layer not in self.modules:
-            return hidden
-        seen = self.modules[layer].attend(
-            hidden,
-            self.features[layer].to(hidden.dtype),
-            need_entropy=self.need_entropy,
-            need_weights=self.need_weights,
+def _layers(here: TowerParts, there: TowerParts, config: CALMConfig) -> tuple[Any, Any]:
+    """Return after which layers (from 0) the anchor looks, and at which of the other tower."""
+    staged = here.kind.halve is not None
+    if staged and config.select_layer != -1:
+        raise ConfigError(
+            f"select_layer is {config.select_layer}, but the anchor has stages, whose hidden states"
+            " are not its layers; allowed is -1"
         )
-        if seen.entropy is not None:
-            self.entropy[layer] = seen.entropy.detach()
-        if seen.weights is not None:
-            self.weights[layer] = seen.weights.detach()
-        return seen.out.to(hidden.dtype)
-
-
-_CURRENT: ContextVar[Composition | None] = ContextVar("composition", default=None)
-"""The forward pass that runs in this thread; hooks of an anchor that is used alone do nothing."""
-_LEFT_OUT: ContextVar[frozenset[int]] = ContextVar("left_out", default=frozenset())
-_WATCH: ContextVar[tuple[list[Composition], bool] | None] = ContextVar("watch", default=None)
-"""Where forward passes of this thread are noted, and whether with weights; see `watched`."""
-
-
-@contextlib.contextmanager
-def leaving_out(numbers: Iterable[int]) -> Iterator[None]:
-    """Compute composed towers without some of their fusions, in this thread and context.
-
-    With all of them left out a composed tower is its anchor. A thread that is started within does
-    the same only if it runs in a copy of the context (`contextvars.copy_context`).
-
-    Args:
-        numbers: which of `calm_modules`, from 0.
-    """
-    token = _LEFT_OUT.set(frozenset(numbers))
-    try:
-        yield
-    finally:
-        _LEFT_OUT.reset(token)
-
-
-@contextlib.contextmanager
-def watched(*, need_weights: bool = False) -> Iterator[list[Composition]]:
-    """Note every forward pass of composed towers inside, also where a host model calls them.
-
-    Args:
-        need_weights: note attention averaged over heads too, and not entropy alone.
-
-    Returns:
-        The passes so far, the oldest first; empty it when a step is done.
-    """
-    seen: list[Composition] = []
-    token = _WATCH.set((seen, need_weights))
-    try:
-        yield seen
-    finally:
-        _WATCH.reset(token)
-
-
-def _fuse(block: nn.Module, _: Any, output: Any) -> Any:
-    """Send what a layer of an anchor gives through its fusion."""
-    now = _CURRENT.get()
-    if now is None:
-        return output
-    layer: Any = block._cmibq_layer
-    if isinstance(output, Tensor):
-        return now.fuse(layer, output)
-    return (now.fuse(layer, output[0]), *output[1:])
+    usable = here.depth + 1 + config.select_layer
+    if usable < 1:
+        raise ConfigError(
+            f"select_layer is {config.select_layer}, but the anchor has {here.depth} layers;"
+            f" choose -1..{-here.depth}"
+        )
+    return (
+        tuple(i - 1 for i in config.layers_of(usable)),
+        tuple(i - 1 for i in layer_indices(there.depth, config.composition_layers)),
+    )
 
 
 class CALMVisionTower(nn.Module):
     """A vision tower that stands for its anchor and also sees what the augmenting tower sees.
 
-    Both towers are frozen; the fusions in `calm_modules` are what is trained. Without a forward
-    of this module the anchor is what it was.
+    Both towers are frozen and in evaluation mode; the fusions in `calm_modules` are what is
+    trained. Without a forward of this module the anchor is what it was.
 
     Args:
-        anchor: Hugging Face vision tower whose features come out.
+        anchor: Hugging Face vision tower whose features come out; of a model with a text tower
+            (CLIP) the vision half is taken.
         augmenting: Hugging Face vision tower that is looked at.
         config: where and how they meet.
 
     Raises:
         ConfigError: heads do not divide the width, or more composition layers than layers.
-        ModelError: a tower has its layers in no known place.
+        ModelError: a tower is of no known family.
     """
 
     def __init__(self, anchor: nn.Module, augmenting: nn.Module, config: CALMConfig) -> None:
         super().__init__()
-        self.calm_config = config
+        anchor, augmenting = vision_half(anchor), vision_half(augmenting)
         here, there = parts_of(anchor), parts_of(augmenting)
-        usable = here.depth + 1 + config.select_layer
-        self.layers = tuple(i - 1 for i in config.layers_of(usable))
-        self.sources = tuple(i - 1 for i in layer_indices(there.depth, config.composition_layers))
-        self.anchor_tower = anchor.requires_grad_(False)
-        self.augmenting_tower = augmenting.requires_grad_(False)
+        self.calm_config = config
+        self.layers, self.sources = _layers(here, there, config)
         self.calm_modules = nn.ModuleList(
             build_fusion(here.widths[at], there.widths[of], config)
             for at, of in zip(self.layers, self.sources, strict=True)
         )
+        self.anchor_tower = anchor.requires_grad_(False)
+        self.augmenting_tower = augmenting.requires_grad_(False)
+        self.gradient_checkpointing = config.gradient_checkpointing
+        self.processors: tuple[Any, Any] | None = None
         self._sizes = here.image_size, there.image_size
-        self._handles = [self._hook(here, at) for at in self.layers]
+        self._owner = f"{os.getpid()}.{next(_owners)}"
+        self._handles = hook_anchor(here, self.layers, self._owner)
+        self._handles += hook_augmenting(there, self.sources, self._owner)
+        self.train(self.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        anchor: str | os.PathLike[str],
+        augmenting: str | os.PathLike[str] | None = None,
+        config: CALMConfig | None = None,
+        *,
+        modules: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CALMVisionTower:
+        """Open two towers and compose them, or open what `save_pretrained` wrote.
+
+        Args:
+            anchor: folder of the anchor (of a CLIP or SigLIP model the vision half is read), or a
+                folder that `save_pretrained` wrote, which needs no `augmenting`.
+            augmenting: folder of the augmenting tower.
+            config: where and how they meet; None = that of the checkpoint, or the defaults.
+            modules: folder or file with trained fusions; also one of the public CALM fork.
+            dtype: of the towers; None = as they are stored. Fusions stay float32.
+
+        Raises:
+            ModelError: a folder is missing, damaged or does not fit; told before weights are read.
+            ConfigError: see the class.
+        """
+        from cmibq.models.composed_files import open_composed
+
+        return open_composed(anchor, augmenting, config, modules=modules, dtype=dtype)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, towers: bool = True, overwrite: bool = True
+    ) -> None:
+        """Write a folder that `from_pretrained` opens; it appears when it is complete.
+
+        Args:
+            folder: to make.
+            towers: also write both towers and their processors, so that nothing else is needed;
+                False = the fusions and the configuration, which names the towers' folders.
+            overwrite: replace a folder that is there.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        from cmibq.models.composed_files import save_composed
+
+        save_composed(self, folder, towers=towers, overwrite=overwrite)
 
     @property
     def config(self) -> Any:
         """Return the anchor's configuration, which hosts read sizes from."""
-        return self.anchor_tower.config
+        host: Any = self.anchor_tower
+        return host.config
 
-    def _hook(self, parts: TowerParts, layer: int) -> Any:
-        block: Any = parts.blocks[layer]
-        block._cmibq_layer = layer
-        return block.register_forward_hook(_fuse, prepend=True)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the data type of the anchor, which hosts convert pixels to."""
+        return next(self.anchor_tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the anchor is."""
+        return next(self.anchor_tower.parameters()).device
+
+    @property
+    def parts(self) -> tuple[TowerParts, TowerParts]:
+        """Return the parts of the anchor and of the augmenting tower: grids, widths, prefixes."""
+        return parts_of(self.anchor_tower), parts_of(self.augmenting_tower)
 
     def detach(self) -> nn.Module:
-        """Take the hooks off the anchor and return it; this tower is of no use afterwards."""
+        """Take the hooks off both towers and return the anchor; this tower is of no use then."""
         while self._handles:
             self._handles.pop().remove()
+        for block in parts_of(self.anchor_tower).blocks:
+            restore_(block)
         return self.anchor_tower
 
     def train(self, mode: bool = True) -> CALMVisionTower:
@@ -172,10 +177,13 @@ class CALMVisionTower(nn.Module):
             given: a dictionary of "anchor" and "augmenting", [B, 3, H, W] each; or one tensor, the
                 anchor's pixels above the augmenting tower's (what `PackedProcessor` makes); or the
                 anchor's alone, which the augmenting tower then gets resized.
+
+        Raises:
+            ConfigError: other sizes, a tower's pixels are missing, or batches differ.
         """
         (ha, wa), (hb, wb) = self._sizes
         if isinstance(given, dict):
-            return given["anchor"], given["augmenting"]
+            return _both(given)
         if given.shape[-2:] == (ha, wa):
             small = functional.interpolate(given.float(), (hb, wb), mode="bilinear")
             return given, small.to(given.dtype)
@@ -187,13 +195,31 @@ class CALMVisionTower(nn.Module):
         return given[..., :ha, :wa], given[..., ha:, :wb]
 
     def augment(self, pixels: Tensor) -> dict[int, Tensor]:
-        """Return the augmenting tower's features by layer of the anchor, without a graph."""
-        with torch.inference_mode():
-            made = self.augmenting_tower(pixel_values=pixels, output_hidden_states=True)
-        states = made.hidden_states
-        return {
-            at: states[of + 1].clone() for at, of in zip(self.layers, self.sources, strict=True)
-        }
+        """Return the augmenting tower's features by layer of the anchor, without a graph.
+
+        The tower runs in inference mode and only the wanted layers are kept. Where a gradient is
+        wanted they are copied out of it, because autograd cannot save inference tensors.
+        """
+        with capturing(self._owner, self.sources) as found:
+            self.augmenting_tower(pixel_values=pixels)
+        lost = [of for of in self.sources if of not in found]
+        if lost:
+            raise ModelError(
+                f"layers {[of + 1 for of in lost]} of the augmenting tower did not run, or this"
+                " tower was detached; compose the towers again"
+            )
+        if torch.is_grad_enabled():
+            for of in list(found):
+                found[of] = found[of].clone()
+        return {at: found[of] for at, of in zip(self.layers, self.sources, strict=True)}
+
+    def _recompute(self) -> bool:
+        """Tell whether layers are recomputed in the backward pass, and prepare them for it."""
+        wanted = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if wanted:
+            for block in parts_of(self.anchor_tower).blocks[self.layers[0] + 1 :]:
+                recompute_(block)
+        return wanted
 
     def forward(
         self,
@@ -212,19 +238,33 @@ class CALMVisionTower(nn.Module):
             **kwargs: go to the anchor.
         """
         mine, theirs = self.pixels(pixel_values)
-        out, watch = _LEFT_OUT.get(), _WATCH.get()
-        numbered: Any = enumerate(zip(self.layers, self.calm_modules, strict=True))
-        modules = {layer: fusion for k, (layer, fusion) in numbered if k not in out}
-        entropy = need_entropy or watch is not None
-        weights = need_weights or (watch is not None and watch[1])
-        now = Composition(self.augment(theirs), modules, entropy, weights)
-        if watch is not None:
-            watch[0].append(now)
-        token = _CURRENT.set(now)
-        try:
+        modules: Any = dict(zip(self.layers, self.calm_modules, strict=True))
+        now = Composition(
+            self._owner,
+            self.augment(theirs),
+            modules,
+            need_entropy,
+            need_weights,
+            self._recompute(),
+        )
+        note(now)
+        with composing(now):
             output = self.anchor_tower(pixel_values=mine, **kwargs)
-        finally:
-            _CURRENT.reset(token)
         if need_entropy or need_weights:
             output["calm"] = now
         return output
+
+
+def _both(given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    for name in ("anchor", "augmenting"):
+        if name not in given:
+            raise ConfigError(
+                f"pixel_values lacks {name!r}; give pixels under 'anchor' and 'augmenting'"
+            )
+    mine, theirs = given["anchor"], given["augmenting"]
+    if len(mine) != len(theirs):
+        raise ConfigError(
+            f"pixel_values has {len(mine)} images for the anchor and {len(theirs)} for the"
+            " augmenting tower; give both the same images"
+        )
+    return mine, theirs
