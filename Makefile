@@ -109,11 +109,18 @@ bench-docs: $(VENV)
 
 # Older stacks that some tests compare with, each in an environment of its own: MBQ and LLaVA.
 HOSTS ?= .hosts
-hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/MBQ $(HOSTS)/LLaVA $(HOSTS)/LLaVA-NeXT
+hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/host-tinyllava/.installed
+hosts: $(HOSTS)/MBQ $(HOSTS)/LLaVA $(HOSTS)/LLaVA-NeXT $(HOSTS)/TinyLLaVA_Factory
 $(HOSTS)/host-llava/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
 	"$(TORCH)" "transformers==4.37.2" "accelerate==0.21.0" "numpy<2" einops pillow sentencepiece tqdm
+	touch $@
+$(HOSTS)/host-tinyllava/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	"$(TORCH)" "transformers==4.40.1" "accelerate==0.27.2" "peft==0.10.0" "numpy<2" einops einops-exts pillow \
+	sentencepiece tqdm
 	touch $@
 $(HOSTS)/host-mbq/.installed:
 	$(PYTHON) -m venv $(@D)
@@ -129,6 +136,11 @@ $(HOSTS)/LLaVA:
 	rm -rf $@.part
 	git clone --quiet https://github.com/haotian-liu/LLaVA $@.part
 	git -C $@.part checkout --quiet c121f0432da27facab705978f83c4ada465e46fd
+	mv $@.part $@
+$(HOSTS)/TinyLLaVA_Factory:
+	rm -rf $@.part
+	git clone --quiet https://github.com/TinyLLaVA/TinyLLaVA_Factory $@.part
+	git -C $@.part checkout --quiet 53f12c7804102104d54064102b5d2139343e59c5
 	mv $@.part $@
 $(HOSTS)/LLaVA-NeXT:
 	rm -rf $@.part

@@ -1,6 +1,7 @@
-"""Run a host's own script with CM-IBQ installed in it.
+"""Run a host's own script with CM-IBQ, or a composed vision tower, installed in it.
 
     python -m cmibq.launch --host llava --cmibq-config F.json -- REPO/llava/train/train.py ARGS
+    python -m cmibq.launch --host tinyllava -- REPO/tinyllava/train/train.py ARGS
 
 The script runs unmodified as ``__main__``, with the folder that holds its package on ``sys.path``;
 ``torchrun -m cmibq.launch ...`` works in the same way. Options that are not known here go to the
@@ -22,8 +23,8 @@ from cmibq.errors import ConfigError
 
 __all__ = ["main"]
 
-HOSTS = {"llava": "cmibq.integrations.llava"}
-"""Name of a host, which is that of its package -> module with its `install`."""
+HOSTS = {"llava": "cmibq.integrations.llava", "tinyllava": "cmibq.integrations.tinyllava"}
+"""Name of a host, which is that of its package -> module with `install`, and maybe `translate`."""
 
 
 def _config(text: str | None) -> dict[str, Any] | None:
@@ -34,10 +35,10 @@ def _config(text: str | None) -> dict[str, Any] | None:
         fields = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--cmibq-config {text}: {error}; give a JSON file with fields of CMIBQConfig"
+            f"--cmibq-config {text}: {error}; give a JSON file with the host's options"
         ) from error
     if not isinstance(fields, dict):
-        raise ConfigError(f"--cmibq-config {text}: it holds no object; give fields of CMIBQConfig")
+        raise ConfigError(f"--cmibq-config {text}: it holds no object; give fields by name")
     return fields
 
 
@@ -77,8 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     script = Path(rest[0])
     root = _root(script, told.host)
     sys.path.insert(0, str(root))
-    importlib.import_module(HOSTS[told.host]).install(_config(told.cmibq_config))
-    sys.argv = [str(script), *rest[1:]]
+    host = importlib.import_module(HOSTS[told.host])
+    host.install(_config(told.cmibq_config))
+    translate = getattr(host, "translate", list)
+    sys.argv = [str(script), *translate(rest[1:])]
     runpy.run_path(str(script), run_name="__main__")
 
 

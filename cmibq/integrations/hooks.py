@@ -16,7 +16,7 @@ from cmibq.integrations.units import fill
 
 __all__ = ["FORWARDS", "PROJECTORS", "add_bridge", "attached", "hook", "projector_of"]
 
-PROJECTORS = ("multi_modal_projector", "visual.merger", "mm_projector")
+PROJECTORS = ("multi_modal_projector", "visual.merger", "mm_projector", "connector._connector")
 """Where hosts keep the module that gives image features in the width of the text."""
 
 FORWARDS = Patches()

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from cmibq.errors import ConfigError, ModelError
+from cmibq.errors import ConfigError
 from cmibq.integrations import glue
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig
 from cmibq.integrations.hooks import add_bridge
@@ -31,6 +31,7 @@ from cmibq.integrations.llava_host import (
     marked,
     named_with_state,
     preparing,
+    with_callback,
 )
 from cmibq.integrations.patches import Patches
 
@@ -120,26 +121,6 @@ def _initialising(original: Any) -> Any:
     return initialize_vision_modules
 
 
-def _training(original: Any) -> Any:
-    """Wrap ``LLaVATrainer.__init__``: a model with a layer brings the callback."""
-
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        from cmibq.integrations.bridge import bridge_of
-        from cmibq.integrations.trainer import cm_ibq_callback
-
-        original(self, *args, **kwargs)
-        if bridge_of(self.model) is not None:
-            self.add_callback(cm_ibq_callback())
-        elif _wanted:
-            raise ModelError(
-                "install() was given a CM-IBQ layer, but the model has none; the host must build"
-                " its projector after install(): give --vision_tower, or load a LLaVA checkpoint"
-            )
-
-    return __init__
-
-
 def _patch_trainer() -> None:
     """Patch the trainer, where the host's can be imported (it needs its own transformers)."""
     try:
@@ -147,7 +128,7 @@ def _patch_trainer() -> None:
     except ImportError:
         return
     trainer = module.LLaVATrainer
-    _patches.set(trainer, "__init__", _training(trainer.__init__))
+    _patches.set(trainer, "__init__", with_callback(trainer.__init__, lambda: bool(_wanted)))
     for name in ("_save_checkpoint", "save_state"):
         _patches.set(trainer, name, marked(getattr(trainer, name)))
 

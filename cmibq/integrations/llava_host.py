@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from cmibq.errors import ModelError
 from cmibq.integrations.bottleneck import check
-from cmibq.integrations.bridge import NAME, Bridge
+from cmibq.integrations.bridge import NAME, Bridge, bridge_of
 from cmibq.integrations.hooks import attached
 from cmibq.integrations.request import CURRENT, Request, Units
 from cmibq.integrations.units import describe
 
-__all__ = ["loaded", "marked", "named_with_state", "preparing"]
+__all__ = ["SAVING", "loaded", "marked", "named_with_state", "preparing", "with_callback"]
 
 IMAGE = -200  # llava.constants.IMAGE_TOKEN_INDEX
-_SAVING = "_cmibq_saving"
+SAVING = "_cmibq_saving"
+"""Of a module whose ``named_parameters`` are being saved."""
 
 
 def _units(images: Any, per_row: Tensor) -> Units:
@@ -80,13 +81,37 @@ def marked(original: Any) -> Any:
     @functools.wraps(original)
     def saving(self: Any, *args: Any, **kwargs: Any) -> Any:
         last = original.__name__ == "save_state"  # the host saves its adapter right after
-        setattr(self.model, _SAVING, True)
+        setattr(self.model, SAVING, True)
         try:
             return original(self, *args, **kwargs)
         finally:
-            setattr(self.model, _SAVING, last)
+            setattr(self.model, SAVING, last)
 
     return saving
+
+
+def with_callback(original: Any, wanted: Callable[[], bool]) -> Any:
+    """Wrap a trainer's ``__init__``: a model with a layer brings the callback.
+
+    Args:
+        original: of the host.
+        wanted: whether a layer was asked for, so that a model without one is an error.
+    """
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        from cmibq.integrations.trainer import cm_ibq_callback
+
+        original(self, *args, **kwargs)
+        if bridge_of(self.model) is not None:
+            self.add_callback(cm_ibq_callback())
+        elif wanted():
+            raise ModelError(
+                "install() was given a CM-IBQ layer, but the model has none; the host must build"
+                " its projector after install(): give --vision_tower, or load a checkpoint of it"
+            )
+
+    return __init__
 
 
 def named_with_state(original: Any) -> Any:
@@ -98,7 +123,7 @@ def named_with_state(original: Any) -> Any:
     @functools.wraps(original)
     def named_parameters(self: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         yield from original(self, *args, **kwargs)
-        if getattr(self, _SAVING, False):
+        if getattr(self, SAVING, False):
             yield from _state(self)
 
     return named_parameters
