@@ -19,7 +19,10 @@ COMMANDS: Final = {
     "quantize": ("quantize", "quantise a model, or a list of runs from a YAML file"),
     "plan": ("plan", "predict memory, disk and time of a run before it is started"),
     "eval": ("evaluate", "measure answers, size and speed of a model or a package"),
-    "train": ("train", "train a CM-IBQ layer behind the projector of a model: train cm-ibq"),
+    "train": (
+        "train",
+        "train a CM-IBQ layer, or a composed vision tower: train cm-ibq, train calm",
+    ),
     "data": ("data", "check a file of items, or make a task of lmms-eval of it"),
     "verify": ("verify", "compare a quantised model with the float model: verify DIR"),
     "export": ("export", "write a package as GGUF or compressed-tensors, and check it"),

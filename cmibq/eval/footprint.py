@@ -42,6 +42,10 @@ class PeakMemory:
     bytes: int = 0
     since_start: bool = False
 
+    def so_far(self) -> int:
+        """Return the peak up to now, in bytes, while it is watched."""
+        return _read_peak(not self.since_start)
+
 
 def _reset_peak() -> bool:
     """Give memory that is free back to the system and start the peak counter afresh."""

@@ -14,7 +14,7 @@ from cmibq.integrations.bridge import NAME, Bridge
 from cmibq.integrations.hooks import projector_of
 from cmibq.train.peers import world
 
-__all__ = ["HostLoss", "host_parameters", "recompute_"]
+__all__ = ["HostLoss", "host_parameters", "recompute_", "shared_loss"]
 
 
 class HostLoss(nn.Module):
@@ -31,18 +31,24 @@ class HostLoss(nn.Module):
         bridge.add_loss = False
 
     def forward(self, batch: Mapping[str, Tensor], target_bits: float | None = None) -> Any:
-        """Return the loss of the task, and what the layer found.
-
-        The loss is a mean over answer tokens; averaged over processes it is that over all of them.
-        """
+        """Return the loss of the task, and what the layer found."""
         output = self.model(**batch, use_cache=False, return_cm_ibq=True)
-        loss = output["loss"]
-        if world() > 1:
-            own = (batch["labels"] != IGNORE).sum().to(loss.dtype)
-            total = own.clone()
-            distributed.all_reduce(total)
-            loss = loss * (own * world() / total)
-        return {"loss": loss, "cm_ibq": output["cm_ibq"]}
+        return {"loss": shared_loss(output["loss"], batch["labels"]), "cm_ibq": output["cm_ibq"]}
+
+
+def shared_loss(loss: Tensor, labels: Tensor) -> Tensor:
+    """Return a loss whose average over processes is the mean over the answer tokens of all.
+
+    Args:
+        loss: mean over the answer tokens of this process.
+        labels: int64 [B, T] of this process.
+    """
+    if world() == 1:
+        return loss
+    own = (labels != IGNORE).sum().to(loss.dtype)
+    total = own.clone()
+    distributed.all_reduce(total)
+    return loss * (own * world() / total)
 
 
 def host_parameters(loaded: models.LoadedModel, parts: Sequence[str]) -> list[nn.Parameter]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,23 @@ import torch
 from torch import nn
 
 from cmibq import models
-from cmibq.data import CalibSample, Encoded, check_images, encode, read_items
-from cmibq.errors import ConfigError, DataError
-from cmibq.fileio import atomic_dir, read_json, write_json
-from cmibq.integrations.batches import Batches, Collected, warm_cosine
+from cmibq.data import CalibSample, encode
+from cmibq.fileio import atomic_dir, write_json
+from cmibq.integrations.batches import Batches, Collected
 from cmibq.integrations.bottleneck import attach_cm_ibq, collect
 from cmibq.integrations.bridge import Bridge, BridgeConfig
 from cmibq.integrations.hostloss import HostLoss, host_parameters, recompute_
+from cmibq.integrations.job import Job, OnStep, check_places, finished, read_shown
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import parse_model_args
 from cmibq.recipe.train import TrainRecipe
-from cmibq.train import (
-    AlignmentHead,
-    Checkpoints,
-    Journal,
-    Loop,
-    stage_one_pretrain,
-    stage_two_finetune,
-)
+from cmibq.train import AlignmentHead, stage_one_pretrain, stage_two_finetune
 from cmibq.train.diagnostics import BitRecorder, diagnose, entropy_bits
 from cmibq.train.peers import join, rank
 
 __all__ = ["OnStep", "check", "read", "train_cm_ibq"]
 
-_logger = logging.getLogger(__name__)
-
-OnStep = Callable[[int, int, dict[str, float]], None]
-"""Told the stage, the step and the terms."""
-
 _CPU = torch.device("cpu")
-_WRITTEN = ("model", "checkpoint", "log.jsonl", "bits.jsonl", "diagnostics.json", "report.html")
 
 
 def check(recipe: TrainRecipe) -> None:
@@ -50,35 +36,7 @@ def check(recipe: TrainRecipe) -> None:
     Raises:
         ConfigError: a folder is not named, or holds something else than a run of this recipe.
     """
-    for name in ("data_path", "output_path"):
-        if not getattr(recipe, name):
-            raise ConfigError(f"{name} is empty; give --{name}")
-    _check_output(recipe, Path(recipe.output_path))
-
-
-def _check_output(recipe: TrainRecipe, out: Path) -> None:
-    """Refuse a folder whose ``model`` is not ours to replace, and the run of another recipe."""
-    model, told = out / "model", out / "run.json"
-    inputs = {"model_args": str(parse_model_args(recipe.model_args))}
-    inputs |= {"data_path": recipe.data_path, "image_folder": recipe.image_folder}
-    for name, path in inputs.items():
-        if path and Path(path).expanduser().resolve().is_relative_to(model.resolve()):
-            raise ConfigError(
-                f"{name} is {path!r}, in the folder {str(model)!r} that the result replaces; choose"
-                " another output_path"
-            )
-    known = read_json(told).get("identity") if told.exists() else None
-    foreign = [name for name in _WRITTEN if known is None and (out / name).exists()]
-    if foreign:
-        raise ConfigError(
-            f"output_path {str(out)!r} holds {', '.join(foreign)} that no training of cmibq wrote;"
-            " choose another output_path"
-        )
-    if known not in (None, recipe.identity) and not recipe.overwrite:
-        raise ConfigError(
-            f"{recipe.output_path} holds a run of another recipe; choose another output_path or set"
-            " overwrite"
-        )
+    check_places(recipe)
 
 
 def read(recipe: TrainRecipe) -> list[CalibSample]:
@@ -87,65 +45,19 @@ def read(recipe: TrainRecipe) -> list[CalibSample]:
     Raises:
         DataError: an item or an image cannot be used, or there is none with an image.
     """
-    samples = read_items(recipe.data_path, recipe.image_folder)
-    shown = [s for s in samples if s.images]
-    if len(shown) < len(samples):
-        _logger.warning("left out: %d items without an image", len(samples) - len(shown))
-    if not shown:
-        raise DataError(
-            f"{recipe.data_path} has no item with an image; CM-IBQ codes image features"
-        )
-    check_images(shown)
-    return shown
+    return read_shown(recipe, "CM-IBQ codes image features")
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Job(Job):
     """What both stages share."""
 
     recipe: TrainRecipe
-    loaded: models.LoadedModel
     bridge: Bridge
-    samples: Sequence[Encoded]
     head: AlignmentHead | None
-    on_step: OnStep | None
 
-    @property
-    def out(self) -> Path:
-        return Path(self.recipe.output_path)
-
-    def batches(self, steps: int, stage: int) -> Batches:
-        r = self.recipe
-        return Batches(
-            self.samples,
-            self.loaded.processor,
-            size=r.batch_size,
-            count=steps * r.accumulate,
-            seed=2 * r.seed + stage,
-            side=self.loaded.adapter.padding,
-        )
-
-    def loop(self, stage: int, optimiser: torch.optim.Optimizer, steps: int) -> Loop:
-        r = self.recipe
-        factor = warm_cosine(steps, r.warmup)
-        told = self.on_step
-        return Loop(
-            accumulate=r.accumulate,
-            clip_norm=r.clip_norm,
-            autocast=torch.bfloat16 if r.dtype == "bfloat16" else None,
-            scheduler=torch.optim.lr_scheduler.LambdaLR(optimiser, factor),
-            steps=steps,
-            checkpoints=_checkpoints(r),
-            journal=Journal(self.out / "log.jsonl"),
-            on_step=None if told is None else lambda step, log: told(stage, step, log),
-            watch=BitRecorder(self.out / "bits.jsonl", stage, every=max(steps // 100, 1)),
-        )
-
-
-def _checkpoints(recipe: TrainRecipe) -> Checkpoints:
-    facts = {"recipe": recipe.identity}
-    folder = Path(recipe.output_path) / "checkpoint"
-    return Checkpoints(folder, every=recipe.checkpoint_every, facts=facts)
+    def recorder(self, stage: int, steps: int) -> BitRecorder:
+        return BitRecorder(self.out / "bits.jsonl", stage, every=max(steps // 100, 1))
 
 
 def _groups(job: _Job, trained: Sequence[nn.Parameter], rate: float) -> list[dict[str, Any]]:
@@ -170,7 +82,8 @@ def _stage_one(job: _Job) -> None:
     if job.bridge.task_vectors is not None:  # stage two trains them: they are not the layer's
         job.bridge.task_vectors.requires_grad_(False)
     data = Collected(job.batches(r.stage1_steps, 1), model, collect, _CPU)
-    loop = job.loop(1, optimiser, r.stage1_steps)
+    watch = job.recorder(1, r.stage1_steps)
+    loop = job.loop(1, optimiser, r.stage1_steps, watch=watch)
     stage_one_pretrain(
         layer, data, optimiser, _CPU, r.gamma, host=model, alignment=job.head, loop=loop
     )
@@ -186,7 +99,8 @@ def _stage_two(job: _Job) -> None:
     optimiser = torch.optim.AdamW(groups, weight_decay=r.weight_decay)
     if r.gradient_checkpointing:
         recompute_(model)
-    loop = job.loop(2, optimiser, r.stage2_steps)
+    watch = job.recorder(2, r.stage2_steps)
+    loop = job.loop(2, optimiser, r.stage2_steps, watch=watch)
     data = job.batches(r.stage2_steps, 2)
     wrapped = HostLoss(model, job.bridge)
     stage_two_finetune(
@@ -234,7 +148,7 @@ def _start(recipe: TrainRecipe, on_step: OnStep | None) -> _Job:
     options = BridgeConfig(config, task=recipe.task, prompt_tokens=recipe.prompt_tokens)
     bridge = attach_cm_ibq(loaded.model, options)
     encoded = encode(samples, loaded.processor)
-    return _Job(recipe, loaded, bridge, encoded, bridge.alignment, on_step)
+    return _Job(recipe, loaded, encoded, on_step, bridge, bridge.alignment)
 
 
 def _finish(job: _Job) -> dict[str, Any]:
@@ -273,16 +187,15 @@ def train_cm_ibq(recipe: TrainRecipe, *, on_step: OnStep | None = None) -> bool:
         ModelError: the model is not supported.
     """
     check(recipe)
+    if finished(recipe):
+        return False
     told = Path(recipe.output_path) / "run.json"
-    if told.exists() and (facts := read_json(told))["identity"] == recipe.identity:
-        if facts.get("done"):
-            return False
     join()
     with torch_threads(recipe.threads or torch.get_num_threads()):
         job = _start(recipe, on_step)
         if rank() == 0:
             write_json(told, _facts(job) | {"done": False})
-        place = _checkpoints(recipe).place()
+        place = job.checkpoints().place()
         if recipe.stage1_steps and (place is None or place[0] == 1):
             _stage_one(job)
         _stage_two(job)

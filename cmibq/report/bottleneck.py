@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmibq.errors import DataError
-from cmibq.fileio import read_json, write_text
+from cmibq.fileio import read_json
 from cmibq.report import bottleneck_plots as plots
+from cmibq.report.page import Figure, mean_of_last, of_stage, read_run, write_page
 from cmibq.report.style import style
 
 __all__ = ["LiveFigure", "write_training_report"]
-
-Draw = Callable[[], Any]
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2430; max-width: 960px; margin: 2em auto;
-  padding: 0 1em }}
-h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin: 2em 0 .2em }}
-svg {{ max-width: 100%; height: auto }} p {{ max-width: 46em }}
-table {{ border-collapse: collapse }} td {{ padding: .15em 1.2em .15em 0; vertical-align: top }}
-td + td {{ text-align: right; font-variant-numeric: tabular-nums }}
-</style></head><body>
-<h1>{title}</h1>
-{table}
-{figures}
-</body></html>
-"""
-
-
-def _svg(draw: Draw) -> str:
-    """Return a figure as SVG to put into a page."""
-    buffer = io.StringIO()
-    with style():
-        ax = draw()
-        ax.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL)
-
-
-def _lines(records: Sequence[Mapping[str, Any]], stage: int) -> list[Mapping[str, Any]]:
-    return [r for r in records if r["stage"] == stage]
-
-
-def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the mean of the last tenth of the records."""
-    told = [r[key] for r in records if isinstance(r.get(key), float)]
-    last = told[-max(len(told) // 10, 1) :]
-    return sum(last) / len(last) if last else None
 
 
 def _rows(
     log: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], found: Mapping[str, Any] | None
 ) -> list[tuple[str, str]]:
     """Return the numbers above the figures."""
-    made = [(f"steps of stage {s}", str(len(_lines(log, s)))) for s in (1, 2)]
-    last = _lines(log, 2) or log
+    made = [(f"steps of stage {s}", str(len(of_stage(log, s)))) for s in (1, 2)]
+    last = of_stage(log, 2) or log
     names = (
         ("task", "task loss, nats per token"),
         ("reconstruction", "mean squared error of reconstruction"),
@@ -68,7 +27,7 @@ def _rows(
         ("alignment", "alignment loss"),
     )
     for key, name in names:
-        value = _mean(last, key)
+        value = mean_of_last(last, key)
         if value:
             made.append((f"{name} (last tenth)", f"{value:.4g}"))
     if last:
@@ -90,11 +49,11 @@ def _figures(
     bits: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
     found: Mapping[str, Any] | None,
-) -> list[tuple[str, str, Draw]]:
+) -> list[Figure]:
     """Return title, explanation and drawing of every figure that there are numbers for."""
     from cmibq.train.diagnostics import information_plane
 
-    made: list[tuple[str, str, Draw]] = []
+    made: list[Figure] = []
     if log:
         text = "Every step, and its moving average over a twentieth of the stage."
         made.append(("Loss terms", text, lambda: plots.plot_losses(log)))
@@ -136,22 +95,11 @@ def write_training_report(folder: str | Path, title: str = "CM-IBQ training") ->
     from cmibq.train.journal import read_journal
 
     out = Path(folder)
-    if not (out / "run.json").exists():
-        raise DataError(f"{out} has no run.json; give the output_path of cmibq train")
-    facts, log = read_json(out / "run.json"), read_journal(out / "log.jsonl")
+    facts, log = read_run(out), read_journal(out / "log.jsonl")
     bits = read_journal(out / "bits.jsonl")
     file = out / "diagnostics.json"
     found = read_json(file) if file.exists() else None
-    rows = [f"<tr><td>{html.escape(a)}</td><td>{b}</td></tr>" for a, b in _rows(log, facts, found)]
-    drawn = [
-        f"<h2>{html.escape(name)}</h2><p>{html.escape(text)}</p>{_svg(draw)}"
-        for name, text, draw in _figures(log, bits, facts, found)
-    ]
-    table = f"<table>{''.join(rows)}</table>"
-    page = _PAGE.format(title=html.escape(title), table=table, figures="\n".join(drawn))
-    path = out / "report.html"
-    write_text(path, page)
-    return path
+    return write_page(out, title, _rows(log, facts, found), _figures(log, bits, facts, found))
 
 
 class LiveFigure:

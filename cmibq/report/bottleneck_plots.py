@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cmibq.report.curves import Records, above, begin_axes, mark_stage, smooth, steps_through
 from cmibq.report.style import GREY, INK, tidy
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ __all__ = [
     "plot_rate_distortion",
 ]
 
-Records = Sequence[Mapping[str, Any]]
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _TERMS = (
     ("task", "task", INK),
@@ -28,50 +28,6 @@ _TERMS = (
     ("bitrate", "bit-rate term", _ORANGE),
     ("alignment", "alignment", _RED),
 )
-
-
-def _axes(ax: Axes | None, width: float = 7.2, height: float = 3.4) -> Axes:
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained").subplots()
-
-
-def _above(ax: Axes, columns: int) -> None:
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.1)
-
-
-def _steps(records: Records) -> tuple[list[int], int]:
-    """Return steps counted through both stages, and where the second begins."""
-    one = [r["step"] for r in records if r["stage"] == 1]
-    gap = one[1] - one[0] if len(one) > 1 else 1
-    first = one[-1] + gap if one else 0
-    return [r["step"] + (first if r["stage"] == 2 else 0) for r in records], first
-
-
-def _border(ax: Axes, at: int, last: int) -> None:
-    """Mark where stage two begins."""
-    if 0 < at <= last:
-        ax.axvline(at - 0.5, color=GREY, lw=1.1, ls=(0, (5, 3)), zorder=1)
-        ax.annotate(
-            " stage 2",
-            (at - 0.5, 1),
-            xycoords=("data", "axes fraction"),
-            va="top",
-            color=GREY,
-            fontsize=8.5,
-        )
-
-
-def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Return a moving average, over a twentieth of the values; each end has what there is."""
-    half = int(len(values) * share / 2)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    ends = [(max(i - half, 0), min(i + half + 1, len(values))) for i in range(len(values))]
-    return [(sums[b] - sums[a]) / (b - a) for a, b in ends]
 
 
 def plot_losses(records: Records, ax: Axes | None = None) -> Axes:
@@ -84,8 +40,8 @@ def plot_losses(records: Records, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = tidy(_axes(ax))
-    steps, border = _steps(records)
+    ax = tidy(begin_axes(ax))
+    steps, border = steps_through(records)
     drawn = 0
     for key, name, colour in _TERMS:
         label: str | None = name
@@ -99,13 +55,13 @@ def plot_losses(records: Records, ax: Axes | None = None) -> Axes:
                 continue
             x, y = [s for s, _ in told], [v for _, v in told]
             ax.plot(x, y, color=colour, lw=0.6, alpha=0.25)
-            ax.plot(x, _smooth(y), color=colour, lw=1.5, label=label)
+            ax.plot(x, smooth(y), color=colour, lw=1.5, label=label)
             drawn, label = drawn + (label is not None), None
     ax.set_yscale("log")
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("loss term")
-    _border(ax, border, max(steps, default=0))
-    _above(ax, max(drawn, 1))
+    mark_stage(ax, border, max(steps, default=0))
+    above(ax, max(drawn, 1))
     return ax
 
 
@@ -119,7 +75,7 @@ def plot_bit_histogram(diagnostics: Mapping[str, Any], ax: Axes | None = None) -
     Returns:
         The axes.
     """
-    ax = tidy(_axes(ax, 5.0, 3.0))
+    ax = tidy(begin_axes(ax, 5.0, 3.0))
     told = {int(bits): count for bits, count in diagnostics["histogram"].items()}
     bars = ax.bar(list(told), list(told.values()), width=0.78, color=_BLUE)
     ax.bar_label(bars, [str(n) if n else "" for n in told.values()], padding=2, fontsize=8.5)
@@ -129,7 +85,7 @@ def plot_bit_histogram(diagnostics: Mapping[str, Any], ax: Axes | None = None) -
     ax.set_xticks(list(told))
     ax.set_xlabel("bits per element")
     ax.set_ylabel("channels")
-    _above(ax, 1)
+    above(ax, 1)
     return ax
 
 
@@ -145,8 +101,8 @@ def plot_bit_heatmap(records: Records, ax: Axes | None = None) -> Axes:
     """
     import numpy as np
 
-    ax = _axes(ax)
-    steps, border = _steps(records)
+    ax = begin_axes(ax)
+    steps, border = steps_through(records)
     table = np.array([r["bits"] for r in records], dtype=float).T
     table = table[np.argsort(-table[:, -1], kind="stable")]
     at = np.array(steps, dtype=float)
@@ -175,7 +131,7 @@ def plot_rate_distortion(diagnostics: Mapping[str, Any], ax: Axes | None = None)
     Returns:
         The axes.
     """
-    ax = tidy(_axes(ax, 5.6, 3.2), grid="both")
+    ax = tidy(begin_axes(ax, 5.6, 3.2), grid="both")
     curve = sorted(diagnostics["curve"], key=lambda p: p["bits"])
     x, y = [p["bits"] for p in curve], [p["snr"] for p in curve]
     ax.plot(x, y, color=_BLUE, marker="o", ms=5, lw=1.4)
@@ -192,7 +148,7 @@ def plot_rate_distortion(diagnostics: Mapping[str, Any], ax: Axes | None = None)
                 mew=1.8,
                 label=f"trained for a mean of {point['target']:g}",
             )
-            _above(ax, 1)
+            above(ax, 1)
     coded = "coded" if diagnostics.get("rate") == "discrete" else "KL"
     ax.set_xlabel(f"bits per element, {coded}")
     ax.set_ylabel("signal to error, dB")
@@ -209,7 +165,7 @@ def plot_channel_rates(diagnostics: Mapping[str, Any], ax: Axes | None = None) -
     Returns:
         The axes.
     """
-    ax = tidy(_axes(ax))
+    ax = tidy(begin_axes(ax))
     bits, rates = diagnostics["bits"], diagnostics["rates"]
     order = sorted(range(len(bits)), key=lambda i: (-bits[i], -rates[i]))
     x = range(len(order))
@@ -225,7 +181,7 @@ def plot_channel_rates(diagnostics: Mapping[str, Any], ax: Axes | None = None) -
     ax.set_xlabel("channel, most bits first")
     ax.set_ylabel("bits per element")
     ax.set_ylim(bottom=-0.15)
-    _above(ax, 3)
+    above(ax, 3)
     return ax
 
 
@@ -239,8 +195,8 @@ def plot_information_plane(points: Records, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = tidy(_axes(ax, 5.6, 3.4), grid="both")
-    x, y = _smooth([p["rate"] for p in points]), _smooth([p["relevance"] for p in points])
+    ax = tidy(begin_axes(ax, 5.6, 3.4), grid="both")
+    x, y = smooth([p["rate"] for p in points]), smooth([p["relevance"] for p in points])
     steps = [p["step"] for p in points]
     ax.plot(x, y, color=GREY, lw=0.8, zorder=1)
     dots = ax.scatter(x, y, c=steps, cmap="viridis", s=14, zorder=2, rasterized=True)

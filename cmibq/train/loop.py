@@ -38,6 +38,8 @@ class Loop:
         journal: gets the terms of every step; None = none.
         on_step: called after every step with its number and its terms.
         watch: called in every step with its number and what the layer found in its last batch.
+        gradients: called when gradients are whole, before they are clipped; returns numbers for
+            the record.
 
     Raises:
         ConfigError: a number is out of range.
@@ -53,6 +55,7 @@ class Loop:
     journal: Journal | None = None
     on_step: Callable[[int, StepRecord], None] | None = None
     watch: Callable[[int, Found], None] | None = None
+    gradients: Callable[[], StepRecord] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("accumulate", 1), ("steps", 0), ("start", 0)):
@@ -168,16 +171,18 @@ def _resume(loop: Loop, parts: Parts) -> int:
     return place[1]
 
 
-def _update(loop: Loop, parts: Parts) -> None:
-    """Average gradients over processes, clip them, step, and forget them."""
+def _update(loop: Loop, parts: Parts) -> StepRecord:
+    """Average gradients over processes, clip, step, forget them; return what is told of them."""
     trained = [p for group in parts.optimiser.param_groups for p in group["params"]]
     average_(trained, parts.wrapped)
+    told = {} if loop.gradients is None else loop.gradients()
     if loop.clip_norm:
         torch.nn.utils.clip_grad_norm_(trained, loop.clip_norm)
     parts.optimiser.step()
     parts.optimiser.zero_grad(set_to_none=True)
     if loop.scheduler is not None:
         loop.scheduler.step()
+    return told
 
 
 def run_steps(
@@ -221,7 +226,7 @@ def run_steps(
             (loss / len(chunk)).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(chunk)
-        _update(loop, parts)
+        more |= _update(loop, parts)
         records.add(step, sums, more)
         if loop.watch is not None:
             loop.watch(step, found)

@@ -24,7 +24,40 @@ class Tracker(Protocol):
 
 
 TRACKERS: Registry[Any] = Registry("tracker")
-"""Name -> (folder, settings) -> `Tracker`."""
+"""Name -> (folder, settings, system) -> `Tracker`."""
+
+
+class _Names:
+    """Names of terms elsewhere, and the steps they stand at.
+
+    Example:
+        >>> _Names("cm-ibq")(2, 5, {"task": 0.5})
+        ({'stage 2/task': 0.5}, 5)
+        >>> names = _Names("calm")  # counted on through the stages
+        >>> names(1, 5, {"train_loss": 0.5, "total": 0.5}), names(2, 0, {"train_loss": 0.4})
+        (({'train_loss': 0.5}, 5), ({'train_loss': 0.4}, 6))
+    """
+
+    def __init__(self, system: str) -> None:
+        self.plain = system == "calm"
+        self.first = 0
+        self.last = -1
+        self.stage = 0
+
+    def step(self, stage: int) -> str:
+        """Return the name of the step of a stage."""
+        return "step" if self.plain else f"stage {stage}/step"
+
+    def __call__(
+        self, stage: int, step: int, log: Mapping[str, float]
+    ) -> tuple[dict[str, float], int]:
+        """Return the terms of a step and where they stand."""
+        if not self.plain:
+            return {f"stage {stage}/{name}": value for name, value in log.items()}, step
+        if stage != self.stage:
+            self.stage, self.first = stage, self.last + 1
+        self.last = self.first + step
+        return {name: value for name, value in log.items() if name != "total"}, self.last
 
 
 @TRACKERS.register("tensorboard")
@@ -34,22 +67,25 @@ class TensorBoard:
     Args:
         folder: of the training.
         settings: written as a text.
+        system: what is trained; terms of calm have the names that are published for it.
 
     Raises:
         ImportError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], system: str = "cm-ibq") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         make: Any = SummaryWriter
+        self.names = _Names(system)
         self.writer = make(str(folder / "tensorboard"))
         self.writer.add_text("settings", "\n".join(f"{k}: {v}" for k, v in settings.items()))
 
     def __call__(self, stage: int, step: int, log: Mapping[str, float]) -> None:
         """Note the terms of a step."""
-        for name, value in log.items():
-            self.writer.add_scalar(f"stage {stage}/{name}", value, step)
+        told, at = self.names(stage, step, log)
+        for name, value in told.items():
+            self.writer.add_scalar(name, value, at)
 
     def close(self) -> None:
         """Write what is left."""
@@ -63,17 +99,19 @@ class WandB:
     Args:
         folder: of the training.
         settings: of the run.
+        system: what is trained; terms of calm have the names that are published for it.
 
     Raises:
         ImportError: wandb is not installed.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], system: str = "cm-ibq") -> None:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
+        self.names = _Names(system)
         self.run: Any = wandb.init(
-            project="cm-ibq",
+            project=system,
             dir=str(folder),
             config=dict(settings),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -81,8 +119,8 @@ class WandB:
 
     def __call__(self, stage: int, step: int, log: Mapping[str, float]) -> None:
         """Note the terms of a step."""
-        told = {f"stage {stage}/{name}": value for name, value in log.items()}
-        self.run.log({**told, f"stage {stage}/step": step})
+        told, at = self.names(stage, step, log)
+        self.run.log({**told, self.names.step(stage): at})
 
     def close(self) -> None:
         """Write what is left."""
@@ -90,13 +128,22 @@ class WandB:
 
 
 def open_trackers(
-    names: Sequence[str], folder: str | Path, settings: Mapping[str, Any]
+    names: Sequence[str],
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    system: str = "cm-ibq",
 ) -> list[Tracker]:
     """Return trackers by name; of several processes the first one has them.
+
+    Args:
+        names: which ones.
+        folder: of the training.
+        settings: its fields.
+        system: cm-ibq or calm.
 
     Raises:
         ConfigError: a name is unknown.
         ImportError: what a tracker needs is not installed.
     """
     makers = [TRACKERS[name] for name in names]
-    return [] if rank() else [make(Path(folder), settings) for make in makers]
+    return [] if rank() else [make(Path(folder), settings, system) for make in makers]

@@ -135,11 +135,13 @@ def test_yaml_examples_are_recipes(page: Path) -> None:
     """A YAML block is a recipe of `quantize`, or of what the line before says."""
     from cmibq.recipe import EvalConfig, QuantRecipe
     from cmibq.recipe.train import TrainRecipe
+    from cmibq.recipe.train_calm import CALMRecipe
 
     for block in pages.blocks(page):
         if block.lang == "yaml":
             kind: type[Any] = EvalConfig if "eval" in block.lead else QuantRecipe
             kind = TrainRecipe if "train" in block.lead else kind
+            kind = CALMRecipe if "train calm" in block.lead else kind
             for run_ in yaml_keys(block):
                 kind(**run_)
 

@@ -1,0 +1,137 @@
+"""What a CALM training would train, from configurations alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmibq import models
+from cmibq.errors import ConfigError
+from cmibq.integrations.calm import attach_calm
+from cmibq.integrations.hooks import projector_of
+from cmibq.integrations.hostloss import host_parameters
+from cmibq.models.composed import CALMVisionTower
+from cmibq.models.tower_files import tower_folder, tower_skeleton
+from cmibq.models.towers import parts_of
+from cmibq.recipe import parse_model_args
+from cmibq.recipe.calm import CALMConfig
+from cmibq.recipe.train_calm import CALMRecipe
+from cmibq.train.parameters import Row, count, format_table, total
+
+__all__ = ["choose_", "config_for", "describe", "numbers", "parts_table", "plan"]
+
+
+def config_for(recipe: CALMRecipe, model: nn.Module) -> CALMConfig:
+    """Return the configuration of the tower; where the model reads its anchor is the model's."""
+    host: Any = model
+    read = getattr(host.config, "vision_feature_layer", None)
+    told = recipe.tower
+    if not isinstance(read, int) or read >= 0 or told.select_layer != -1:
+        return told
+    return dataclasses.replace(told, select_layer=read)
+
+
+def choose_(
+    loaded: models.LoadedModel, tower: CALMVisionTower, recipe: CALMRecipe, stage: int
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Freeze all that a stage does not train.
+
+    Returns:
+        The fusions' parameters that it trains, and the host's.
+    """
+    loaded.model.requires_grad_(False)
+    tuned = stage == 1 or recipe.tune_type_vision_tower == "calm"
+    own = list(tower.calm_modules.parameters()) if tuned else []
+    beside = host_parameters(loaded, recipe.parts(stage))
+    for p in (*own, *beside):
+        p.requires_grad_(True)
+    return own, beside
+
+
+def parts_table(model: nn.Module, tower: CALMVisionTower) -> list[Row]:
+    """Return parameters by part: towers, fusions and their sum, projector, the rest, all."""
+    fusions = f"{len(tower.calm_modules)} fusions"
+    seen = {
+        "anchor tower": tower.anchor_tower,
+        "augmenting tower": tower.augmenting_tower,
+        fusions: tower.calm_modules,
+    }
+    rows = count({**seen, "projector": projector_of(model), "language model": model})
+    sight = [row for row in rows if row.name in seen]
+    rest = [row for row in rows if row.name not in seen]
+    return [*sight, total(sight, "towers and fusions"), *rest, total(rows, "whole model")]
+
+
+def numbers(model: nn.Module, tower: CALMVisionTower) -> dict[str, int]:
+    """Return the parameters of every part, by name."""
+    return {row.name: row.parameters for row in parts_table(model, tower)}
+
+
+def describe(model: nn.Module, tower: CALMVisionTower) -> str:
+    """Return the table of parameters as text, and the share that is trained."""
+    rows = parts_table(model, tower)
+    sight = next(row for row in rows if row.name == "towers and fusions")
+    here, there = parts_of(tower.anchor_tower), parts_of(tower.augmenting_tower)
+    n, depth = len(tower.calm_modules), here.depth
+    told = f"trained: {100 * rows[-1].share:.2f} % of the model"
+    if sight.trainable:
+        told += f", {100 * sight.share:.2f} % of towers and fusions"
+    alike = {*here.widths} == {*there.widths} and depth == there.depth
+    if alike and sight.trainable:
+        about = 100 * 5 * n / (24 * depth + 5 * n)
+        told += f" (5n / (24N + 5n) with n = {n}, N = {depth}: {about:.2f} %)"
+    at = ", ".join(str(i + 1) for i in tower.layers)
+    of = ", ".join(str(i + 1) for i in tower.sources)
+    return "\n".join(
+        [
+            format_table(rows),
+            told,
+            f"layers {at} of the anchor look at layers {of} of the augmenting tower",
+        ]
+    )
+
+
+def _skeletons(recipe: CALMRecipe) -> tuple[models.LoadedModel, CALMVisionTower]:
+    folder = parse_model_args(recipe.model_args)
+    adapter = models.read_family(folder, model=recipe.model)
+    there = tower_folder(recipe.augmenting_model)
+    loaded = models.LoadedModel(models.skeleton(folder), None, adapter, folder)
+    augmenting = tower_skeleton(there)
+    with torch.device("meta"):
+        tower = attach_calm(loaded.model, augmenting, config_for(recipe, loaded.model))
+    return loaded, tower
+
+
+def _shapes(tower: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(p.shape)) for name, p in tower.named_parameters()]
+
+
+def _check_anchor(recipe: CALMRecipe, tower: CALMVisionTower) -> None:
+    """Refuse an ``anchor_model`` that is another tower than the model's own."""
+    if not recipe.anchor_model:
+        return
+    named = tower_skeleton(tower_folder(recipe.anchor_model, "anchor_model"))
+    if _shapes(named) != _shapes(tower.anchor_tower):
+        raise ConfigError(
+            f"anchor_model {recipe.anchor_model!r} is a {type(named).__name__} of other shapes than"
+            " the vision tower of the model, which is the anchor; leave anchor_model empty"
+        )
+
+
+def plan(recipe: CALMRecipe) -> dict[int, str]:
+    """Return the table of parameters of every stage to run; configurations are read, no weights.
+
+    Raises:
+        ConfigError: heads do not divide the width, more composition layers than layers, ...
+        ModelError: a folder is missing or not supported.
+    """
+    loaded, tower = _skeletons(recipe)
+    _check_anchor(recipe, tower)
+    made = {}
+    for stage in recipe.wanted:
+        choose_(loaded, tower, recipe, stage)
+        made[stage] = describe(loaded.model, tower)
+    return made
