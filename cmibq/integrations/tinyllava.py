@@ -26,6 +26,7 @@ from cmibq.integrations.patches import Patches
 from cmibq.integrations.tinyllava_config import Wanted, choosing, describing, starting
 from cmibq.integrations.tinyllava_host import loosen, need, stub, tuning, unstub
 from cmibq.integrations.tinyllava_record import KEY
+from cmibq.integrations.tinyllava_start import warning
 from cmibq.integrations.tinyllava_tower import opening, tower_class
 from cmibq.recipe.calm import CALMConfig
 
@@ -43,9 +44,8 @@ def translate(args: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: see `cmibq.integrations.tinyllava_args`.
     """
-    left, told = tinyllava_args.translate(args)
-    _wanted.calm = _wanted.calm | told
-    CALMConfig.from_dict(_wanted.calm)
+    left, _wanted.flags = tinyllava_args.translate(args)
+    CALMConfig.from_dict(_wanted.options)
     return left
 
 
@@ -135,6 +135,7 @@ def _patch_recipes() -> None:
             _patches.set(kind, "save", _saving(kind.save))
     trainer = importlib.import_module("tinyllava.train.tinyllava_trainer").LLaVATrainer
     _patches.set(trainer, "__init__", with_callback(trainer.__init__, lambda: bool(_wanted.cm_ibq)))
+    _patches.set(trainer, "train", warning(trainer.train))
 
 
 def _patch_model() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from cmibq.errors import ConfigError
 from cmibq.integrations.bridge import NAME, BridgeConfig
 from cmibq.integrations.tinyllava_fork import fork_config, is_fork, read_config
-from cmibq.integrations.tinyllava_record import KEY, Record, vision_half
+from cmibq.integrations.tinyllava_record import KEY, Record
+from cmibq.models import towers
 from cmibq.recipe.calm import CALMConfig
 
 __all__ = ["Wanted", "choosing", "describing", "starting"]
@@ -23,18 +24,25 @@ class Wanted:
     """What models that are trained from now on shall be.
 
     Args:
-        calm: fields of `CALMConfig` that were given.
+        calm: fields of `CALMConfig` that were given to `install`.
+        flags: those on the command line, which go before them.
         cm_ibq: fields of a CM-IBQ layer behind the connector; empty = none.
         start: config.json of the checkpoint that training starts from.
     """
 
     calm: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
     cm_ibq: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Want nothing."""
-        self.calm, self.cm_ibq, self.start = {}, {}, {}
+        self.calm, self.flags, self.cm_ibq, self.start = {}, {}, {}, {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the fields of `CALMConfig` that were given."""
+        return self.calm | self.flags
 
 
 def _names(host: Any) -> tuple[str, str]:
@@ -61,8 +69,8 @@ def _fresh(host: Any, wanted: Wanted) -> None:
     anchor, augmenting = _names(host)
     named = {"anchor_model": anchor, "augmenting_model": augmenting}
     named["select_layer"] = host.vision_feature_layer
-    record = Record.made(CALMConfig.from_dict(wanted.calm | named))
-    _set(host, vision_half(AutoConfig.from_pretrained(anchor)), record)
+    record = Record.made(CALMConfig.from_dict(wanted.options | named))
+    _set(host, towers.vision_config(AutoConfig.from_pretrained(anchor)), record)
 
 
 def _fork(host: Any, fields: dict[str, Any]) -> None:
@@ -71,7 +79,7 @@ def _fork(host: Any, fields: dict[str, Any]) -> None:
 
     anchor, augmenting = _names(host)
     record = Record.made(CALMConfig(anchor_model=anchor, augmenting_model=augmenting))
-    own = vision_half(AutoConfig.from_pretrained(anchor))
+    own = towers.vision_config(AutoConfig.from_pretrained(anchor))
     own = own.from_dict(fields) if fields else own
     depths = (own.num_hidden_layers, record.augmenting["num_hidden_layers"])
     _set(host, own, replace(record, config=fork_config(anchor, augmenting, depths)))
@@ -92,8 +100,8 @@ def _agree(host: Any, wanted: Wanted) -> None:
         ConfigError: naming them.
     """
     had = Record.of(host.vision_config).config
-    asked = CALMConfig.from_dict(wanted.calm)
-    for name in wanted.calm:
+    asked = CALMConfig.from_dict(wanted.options)
+    for name in wanted.options:
         mine, theirs = getattr(asked, name), getattr(had, name)
         if mine != theirs:
             raise ConfigError(

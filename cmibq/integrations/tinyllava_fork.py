@@ -1,7 +1,7 @@
 """Checkpoints of the public CALM fork of TinyLLaVA_Factory, as they come from its trainer.
 
-Its module has no layer norm, its anchor is the whole CLIP with the text tower, and it takes any
-anchor to have 12 layers: a CLIP of 24 layers is fused after its layers 3, 6, 9 and 12.
+Its module has no layer norm, and it takes any anchor to have 12 layers: a CLIP of 24 layers is
+fused after its layers 3, 6, 9 and 12. Names of weights: `cmibq.models.composed_keys`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,9 @@ from cmibq.errors import ConfigError, ModelError
 from cmibq.integrations.tinyllava_record import KEY
 from cmibq.recipe.calm import CALMConfig
 
-__all__ = ["fork_config", "from_fork", "is_fork", "read_config", "read_weights"]
+__all__ = ["fork_config", "is_fork", "read_config", "read_weights"]
 
 _LAYERS = (3, 6, 9, 12)
-_RENAMED = {
-    ".projection.projection.": ".projection.",
-    ".cross_attention.cross_attention.": ".cross_attention.",
-}
-_UNUSED = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
 def is_fork(config: dict[str, Any]) -> bool:
@@ -62,28 +57,6 @@ def fork_config(anchor: str, augmenting: str, depths: tuple[int, int]) -> CALMCo
         norm="none",
         anchor_layers=_LAYERS,
     )
-
-
-def from_fork(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under the names that cmibq has for them, without those that nobody reads.
-
-    Weights of any other checkpoint come back as they are.
-
-    Example:
-        >>> name = "calm_modules.0.projection.projection.weight"
-        >>> list(from_fork({name: torch.zeros(1), "anchor_tower.logit_scale": torch.zeros(())}))
-        ['calm_modules.0.projection.weight']
-    """
-    if not any(next(iter(_RENAMED)) in name for name in state):
-        return state
-    made = {}
-    for name, value in state.items():
-        if name.split("anchor_tower.")[-1].startswith(_UNUSED):
-            continue
-        for old, new in _RENAMED.items():
-            name = name.replace(old, new)
-        made[name] = value
-    return made
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:

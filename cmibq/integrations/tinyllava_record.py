@@ -11,21 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.models.composed import CALMVisionTower
+from cmibq.models.packed import PackedProcessor
+from cmibq.models.towers import vision_config
 from cmibq.recipe.calm import CALMConfig
 
-__all__ = ["KEY", "PackedImages", "Record", "vision_half", "weights_"]
+__all__ = ["KEY", "Record", "weights_"]
 
 KEY = "calm"
 """Of the vision tower, of the tune type, and of the field in ``vision_config``."""
-
-
-def vision_half(config: Any) -> Any:
-    """Return the half of a configuration that is about images."""
-    return getattr(config, "vision_config", config)
 
 
 def _processor(fields: dict[str, Any]) -> Any:
@@ -36,65 +32,6 @@ def _processor(fields: dict[str, Any]) -> Any:
     if kind is None:
         raise ModelError(f"transformers {transformers.__version__} has no image processor {name!r}")
     return kind.from_dict(fields)
-
-
-class PackedImages:
-    """Two image processors as one: the anchor's pixels above the augmenting tower's.
-
-    What is not covered is 0. A host that knows one processor and one tensor needs no change.
-
-    Args:
-        anchor: image processor of the anchor.
-        augmenting: image processor of the augmenting tower.
-
-    Attributes:
-        edges: (height, width) of the pixels of both towers.
-        size: height and width of the packed tensor; `crop_size` is the same.
-    """
-
-    def __init__(self, anchor: Any, augmenting: Any) -> None:
-        self.processors = (anchor, augmenting)
-        self.edges = (self._edge(anchor), self._edge(augmenting))
-        (ha, wa), (hb, wb) = self.edges
-        self.size = self.crop_size = {"height": ha + hb, "width": max(wa, wb)}
-        self.image_mean, self.image_std = anchor.image_mean, anchor.image_std
-
-    @staticmethod
-    def _edge(processor: Any) -> tuple[int, int]:
-        from PIL import Image
-
-        made = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
-        return int(made.shape[-2]), int(made.shape[-1])
-
-    def split(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the pixels of both towers of a packed tensor [..., H, W].
-
-        Raises:
-            ConfigError: it was not made by this processor.
-        """
-        want = (self.size["height"], self.size["width"])
-        if tuple(pixels.shape[-2:]) != want:
-            raise ConfigError(
-                f"images have {tuple(pixels.shape[-2:])} pixels, but both towers together take"
-                f" {want}; use model.vision_tower._image_processor"
-            )
-        (ha, wa), (_, wb) = self.edges
-        return {"anchor": pixels[..., :ha, :wa], "augmenting": pixels[..., ha:, :wb]}
-
-    def preprocess(self, images: Any, return_tensors: Any = None, **more: Any) -> Any:
-        """Return ``{"pixel_values": [n, 3, H, W]}`` of an image or a list of images."""
-        from transformers import BatchFeature
-
-        parts = [p(images, return_tensors="pt", **more)["pixel_values"] for p in self.processors]
-        packed = parts[0].new_zeros(*parts[0].shape[:2], *self.size.values())
-        for place, part in zip(self.split(packed).values(), parts, strict=True):
-            place.copy_(part)
-        values = packed if return_tensors == "pt" else list(packed.numpy())
-        return BatchFeature({"pixel_values": values})
-
-    def __call__(self, images: Any, return_tensors: Any = None, **more: Any) -> Any:
-        """Do what `preprocess` does."""
-        return self.preprocess(images, return_tensors, **more)
 
 
 @dataclass(frozen=True)
@@ -130,17 +67,17 @@ class Record:
                 )
         found = {k: AutoImageProcessor.from_pretrained(v) for k, v in names.items()}
         processors = {k: json.loads(p.to_json_string()) for k, p in found.items()}
-        augmenting = vision_half(AutoConfig.from_pretrained(names["augmenting"]))
+        augmenting = vision_config(AutoConfig.from_pretrained(names["augmenting"]))
         return cls(config, json.loads(augmenting.to_json_string(use_diff=False)), processors)
 
     @classmethod
-    def of(cls, vision_config: Any) -> Record:
+    def of(cls, anchor_config: Any) -> Record:
         """Return what ``vision_config`` holds.
 
         Raises:
             ModelError: nothing, or something else.
         """
-        fields = getattr(vision_config, KEY, None)
+        fields = getattr(anchor_config, KEY, None)
         if not isinstance(fields, dict) or not {"config", "augmenting", "processors"} <= {*fields}:
             raise ModelError(
                 "vision_config holds no description of a composed tower under 'calm'; name both"
@@ -155,10 +92,10 @@ class Record:
         config["anchor_layers"] = list(config["anchor_layers"])
         return {"config": config, "augmenting": self.augmenting, "processors": self.processors}
 
-    def images(self) -> PackedImages:
+    def images(self) -> PackedProcessor:
         """Return the image processor of both towers."""
         made = {k: _processor(v) for k, v in self.processors.items()}
-        return PackedImages(made["anchor"], made["augmenting"])
+        return PackedProcessor(made["anchor"], made["augmenting"])
 
     def tower(self, anchor_config: Any) -> CALMVisionTower:
         """Return the composed tower with random weights.

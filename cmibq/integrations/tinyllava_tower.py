@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cmibq.errors import ConfigError, ModelError
-from cmibq.integrations.tinyllava_fork import from_fork, is_fork, read_config, read_weights
+from cmibq.integrations.tinyllava_fork import is_fork, read_config, read_weights
 from cmibq.integrations.tinyllava_record import Record, weights_
+from cmibq.models.composed_keys import check_modules, tower_state
 from cmibq.models.towers import parts_of
 
 __all__ = ["opening", "tower_class"]
@@ -21,25 +22,29 @@ __all__ = ["opening", "tower_class"]
 _log = logging.getLogger(__name__)
 
 
-def _load(module: Any, state: dict[str, Tensor], where: str | Path, ignored: str = "") -> None:
-    """Load weights, all of them or none.
+def _load(tower: Any, given: dict[str, Tensor], where: str | Path) -> None:
+    """Load a composed tower, all of it or nothing.
+
+    Args:
+        tower: to load into.
+        given: weights of it, or of a model that holds it; ours, or the public fork's.
+        where: for the message.
 
     Raises:
-        ModelError: some are missing, left over, or of another shape.
+        ModelError: some are missing, or do not fit.
     """
-    own = module.state_dict()
-    bad = {
-        "missing": [k for k in own if k not in state and not (ignored and k.startswith(ignored))],
-        "left over": [k for k in state if k not in own],
-        "of another shape": [k for k in own if k in state and own[k].shape != state[k].shape],
-    }
-    for what, names in bad.items():
-        if names:
-            raise ModelError(
-                f"{where}: {len(names)} weights are {what} ({names[0]}, ...); it holds other towers"
-                " or other fusions than config.json says, or is no CALM checkpoint"
-            )
-    module.load_state_dict(state, strict=False)
+    state, own = tower_state(tower, given), tower.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    check_modules(
+        tower, {n: s for n, s in shapes.items() if n.startswith("calm_modules.")}, str(where)
+    )
+    bad = [name for name in own if shapes.get(name) != tuple(own[name].shape)]
+    if bad:
+        raise ModelError(
+            f"{where}: {len(bad)} weights of the towers are missing or of another shape ({bad[0]},"
+            " ...); name the towers that it was trained with"
+        )
+    tower.load_state_dict({name: state[name] for name in own})
 
 
 class _Tower:
@@ -66,17 +71,18 @@ class _Tower:
         if pretrained_vision_tower_path is None:
             weights_(self._vision_tower, (vision_tower_name, model_name_or_path2))
             return
-        state = from_fork(read_weights(pretrained_vision_tower_path))
+        state = read_weights(pretrained_vision_tower_path)
         _load(self._vision_tower, state, pretrained_vision_tower_path)
         _log.info("composed tower of %s", pretrained_vision_tower_path)
 
     def forward(self, x: Any, **kwargs: Any) -> Tensor:
         """Return image features [B, tokens, width] of packed pixels, or of a dictionary."""
         tower = self._vision_tower
-        for module in tower.modules():
-            if getattr(module, "gradient_checkpointing", False) is True:
-                module.gradient_checkpointing = False  # re-entrant: fusions would get no gradient
-        pixels = x if isinstance(x, dict) else self._image_processor.split(x)
+        for half in (tower.anchor_tower, tower.augmenting_tower):
+            for module in half.modules():  # the host's is re-entrant: fusions would get no gradient
+                if getattr(module, "gradient_checkpointing", False) is True:
+                    module.gradient_checkpointing = False  # the composed tower has its own
+        pixels = x if isinstance(x, dict) else self._image_processor.unpack(x)
         made = tower(pixels, output_hidden_states=True).hidden_states
         features: Tensor = made[tower.calm_config.select_layer]
         chosen = kwargs.get("vision_feature_select_strategy", "patch")
@@ -100,7 +106,12 @@ def opening(original: Any) -> Any:
         if not (Path(path).is_dir() and is_fork(read_config(path))):
             return original(cls, path, *args, **kwargs)
         model = cls(cls.config_class.from_pretrained(path))
-        _load(model, from_fork(read_weights(path)), path)
+        state = read_weights(path)
+        _load(model.vision_tower._vision_tower, state, path)
+        rest = {n: v for n, v in state.items() if not n.startswith("vision_tower.")}
+        lost = model.load_state_dict(rest, strict=False).missing_keys
+        if [n for n in lost if not n.startswith("vision_tower.")]:
+            raise ModelError(f"{path}: {len(lost)} weights are missing ({lost[0]}, ...)")
         dtype = kwargs.get("torch_dtype")
         return model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).eval()
 

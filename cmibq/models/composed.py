@@ -195,12 +195,14 @@ class CALMVisionTower(nn.Module):
         return given[..., :ha, :wa], given[..., ha:, :wb]
 
     def augment(self, pixels: Tensor) -> dict[int, Tensor]:
-        """Return the augmenting tower's features by layer of the anchor, without a graph.
+        """Return the augmenting tower's features by layer of the anchor.
 
         The tower runs in inference mode and only the wanted layers are kept. Where a gradient is
-        wanted they are copied out of it, because autograd cannot save inference tensors.
+        wanted they are copied out of it, because autograd cannot save inference tensors. A host that
+        unfreezes the tower gets a graph.
         """
-        with capturing(self._owner, self.sources) as found:
+        frozen = not any(p.requires_grad for p in self.augmenting_tower.parameters())
+        with capturing(self._owner, self.sources, frozen=frozen) as found:
             self.augmenting_tower(pixel_values=pixels)
         lost = [of for of in self.sources if of not in found]
         if lost:

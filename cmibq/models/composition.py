@@ -194,15 +194,22 @@ def composing(now: Composition) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def capturing(owner: str, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+def capturing(
+    owner: str, layers: tuple[int, ...], *, frozen: bool = True
+) -> Iterator[dict[int, Tensor]]:
     """Yield a dictionary that gets the features of layers of the augmenting tower that runs.
 
     A composed tower around this one is out of sight meanwhile: both towers may be one module.
+
+    Args:
+        owner: the composed tower.
+        layers: of the augmenting tower, from 0.
+        frozen: run in inference mode; False where the augmenting tower is trained as well.
     """
     now = _Wanted(owner, frozenset(layers))
     tokens = _CAPTURING.set(now), _COMPOSING.set(None)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode() if frozen else contextlib.nullcontext():
             yield now.found
     finally:
         _CAPTURING.reset(tokens[0])

@@ -160,6 +160,23 @@ class PackedProcessor(DualProcessor):
         self.crop_size = {"height": ha + hb, "width": max(wa, wb)}
         self.size = copy.copy(self.crop_size)
 
+    def unpack(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the pixels of "anchor" and "augmenting" of a packed tensor, as views.
+
+        Args:
+            pixels: [..., 3, Ha + Hb, max(Wa, Wb)].
+
+        Raises:
+            ConfigError: another size.
+        """
+        (ha, wa), (hb, wb) = self.sizes
+        if tuple(pixels.shape[-2:]) != (ha + hb, max(wa, wb)):
+            raise ConfigError(
+                f"images have {tuple(pixels.shape[-2:])} pixels, but both towers together take"
+                f" {(ha + hb, max(wa, wb))}; use the processor that came with the model"
+            )
+        return {"anchor": pixels[..., :ha, :wa], "augmenting": pixels[..., ha:, :wb]}
+
     def preprocess(self, images: Any, **options: Any) -> dict[str, Any]:
         """Return {"pixel_values": [n, 3, Ha + Hb, max(Wa, Wb)]} of one image or a list."""
         from transformers import BatchFeature

@@ -116,18 +116,18 @@ def run(repo: Path, args: list[str], config: dict[str, Any] | None = None) -> tu
     import transformers
 
     seen: dict[str, Any] = {}
-    plain = transformers.Trainer.train
+    plain = transformers.Trainer._inner_training_loop
 
     def train(self: Any, *more: Any, **told: Any) -> Any:
         seen["model"] = self.model
         seen["before"] = {k: v.clone() for k, v in self.model.state_dict().items()}
         return plain(self, *more, **told)
 
-    transformers.Trainer.train = train
+    transformers.Trainer._inner_training_loop = train
     try:
         script(repo, "train/train.py", args, config)
     finally:
-        transformers.Trainer.train = plain
+        transformers.Trainer._inner_training_loop = plain
     return seen["model"].eval(), seen["before"]
 
 
@@ -200,10 +200,197 @@ def command_line(repo: Path, root: Path, folder: Path) -> None:
     assert "'outputs'" in said.getvalue(), said.getvalue()
 
 
+def checkpointing(repo: Path, root: Path) -> None:
+    """With gradient checkpointing the weights become the same ones as without."""
+    paths, found = assets(root), []
+    for wanted in ("False", "True"):
+        torch.manual_seed(3)
+        more = {"gradient_checkpointing": wanted, "max_steps": "3"}
+        model, before = run(repo, arguments(paths, root / f"calm-{wanted}", 1, **more))
+        assert {k for k in moved(model, before) if "vision" in k} == fusions(model), wanted
+        assert model.vision_tower._vision_tower.gradient_checkpointing is (wanted == "True")
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def readme(repo: Path, root: Path) -> None:
+    """The README's spelling, its module with a layer norm, all of both towers trained."""
+    paths = assets(root)
+    told = {"vision_tower": "calm", "model_name_or_path": paths["clip"]}
+    told |= {"model_name_or_path2": paths["dino"], "llm_model_name_or_path": paths["llm"]}
+    told |= {"training_recipe": "calm", "fusion_strategy": "cross_attention"}
+    args = arguments(paths, root / "readme", 1, **told)
+    at = args.index("--vision_tower2")
+    del args[at : at + 2]
+    with caught() as said:
+        model, before = run(repo, args)
+    assert len(fusions(model)) == 32
+    assert fusions(model) <= moved(model, before)
+    text = "\n".join(said)
+    assert "cross_attention" in text, text
+    assert "at step 0" in text, text
+    more = {"tune_type_vision_tower": "full", "composition_layers": "2"}
+    with caught() as said:
+        model, before = run(repo, arguments(paths, root / "full", 1, **more))
+    assert "at step 0" not in "\n".join(said)
+    assert len(fusions(model)) == 14
+    names = moved(model, before)
+    assert any("anchor_tower" in k for k in names)
+    assert any("augmenting_tower" in k for k in names)
+
+
+@contextlib.contextmanager
+def caught() -> Any:
+    """Collect what is warned of."""
+    import logging
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("cmibq").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("cmibq").removeHandler(handler)
+
+
+LAYER = {"hidden_dim": 16, "min_bits": 1, "stage1_bits": 4, "stage2_bits": 2, "mode": "task"}
+
+
+def bottleneck(repo: Path, root: Path) -> None:
+    """A CM-IBQ layer behind the connector, in both stages; open, generate, refuse without it."""
+    paths, one, two = assets(root), root / "both-pretrain", root / "both-finetune"
+    config = {"calm": {"composition_layers": 2}, "cm_ibq": LAYER}
+    model, before = run(repo, arguments(paths, one, 1, max_steps="6"), config)
+    layer = {k for k, _ in model.named_parameters() if ".cm_ibq." in k}
+    assert layer
+    changed = moved(model, before)
+    still = (layer | fusions(model)) - changed
+    assert {k.split(".")[-1] for k in still} <= {"log_stretch"}, still
+    first = {k: v for k, v in model.state_dict().items() if ".cm_ibq." in k}
+    log = json.loads((one / "trainer_state.json").read_text())["log_history"]
+    bits = [row["cm_ibq/target_bits"] for row in log if "loss" in row]
+    assert (bits[0], bits[-1]) == (4, 2), bits
+    from cmibq.integrations import tinyllava
+
+    tinyllava.uninstall()
+    more = {"pretrained_model_path": str(one)}
+    model, before = run(repo, arguments(paths, two, 2, **more))
+    for name, value in first.items():
+        assert torch.equal(before[name], value), f"stage two starts without {name}"
+    told = inputs(model)
+    want = logits(model, told)
+    from tinyllava.model import load_pretrained_model
+
+    again = load_pretrained_model(str(two), device="cpu")[0]
+    assert torch.equal(logits(again, told), want)
+    made = again.generate(
+        told["input_ids"][:1],
+        images=told["images"][:1],
+        max_new_tokens=1,
+        do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    alone = {k: v[:1] for k, v in told.items()}
+    assert torch.allclose(made.scores[0], logits(again, alone)[:, -1], atol=1e-5)
+    tinyllava.uninstall()
+    for folder in (one, two):
+        try:
+            load_pretrained_model(str(folder), device="cpu")
+        except Exception as error:
+            complaint = str(error)
+        else:
+            complaint = "none"
+        assert "none" not in complaint, folder
+
+
+def torchrun(repo: Path, root: Path) -> None:
+    """Two processes train the fusions and a layer behind the connector."""
+    import subprocess
+
+    paths, out = assets(root), root / "two"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher += ["-m", "cmibq.launch", "--host", "tinyllava"]
+    launcher += ["--cmibq-config", json.dumps({"cm_ibq": LAYER})]
+    more = {"per_device_train_batch_size": "2", "ddp_backend": "gloo", "max_steps": "6"}
+    args = arguments(paths, out, 1, **more, gradient_checkpointing="True")
+    train = str(repo / "tinyllava/train/train.py")
+    command = [sys.executable, *launcher, "--", train, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    found = [row["loss"] for row in log if "loss" in row]
+    assert sum(found[-2:]) < sum(found[:2]), found
+    saved = torch.load(out / "vision_tower/pytorch_model.bin", weights_only=True)
+    gates = [v for k, v in saved.items() if k.endswith(".gate")]
+    assert len(gates) == 4
+    assert all(bool(gate.any()) for gate in gates)
+
+
+def attributes() -> dict[str, Any]:
+    """Return every attribute of the host's classes and modules that may be touched."""
+    import importlib
+
+    import transformers
+
+    names = (
+        "model.configuration_tinyllava:TinyLlavaConfig",
+        "model.modeling_tinyllava:TinyLlavaForConditionalGeneration",
+        "model.connector.base:Connector",
+        "training_recipe.base:BaseTrainingRecipe",
+        "training_recipe.lora_recipe:LoRATrainingRecipe",
+        "train.tinyllava_trainer:LLaVATrainer",
+        "utils.logging:",
+        "model.vision_tower:",
+        "training_recipe:",
+        "data.template.formatter:StringFormatter",
+    )
+    owners = [transformers.PreTrainedModel, transformers.PretrainedConfig]
+    for name in names:
+        module, _, kind = name.partition(":")
+        found = importlib.import_module(f"tinyllava.{module}")
+        owners.append(getattr(found, kind) if kind else found)
+    made = {f"{owner}.{name}": value for owner in owners for name, value in vars(owner).items()}
+    tables = [v for k, v in made.items() if k.endswith("_FACTORY")]
+    return made | {f"table {i}": list(table.items()) for i, table in enumerate(tables)}
+
+
+def installing(repo: Path, root: Path) -> None:
+    """install() twice is once, uninstall() undoes all, and paths with calm in them find CLIP."""
+    sys.path.insert(0, str(repo))
+    from cmibq.integrations import glue, tinyllava
+
+    glue.unregister()
+    tinyllava.install()  # the host cannot be imported without
+    tinyllava.uninstall()
+    before = attributes()
+    for _ in range(2):
+        tinyllava.install({"calm": {"composition_layers": 2}})
+    from tinyllava.model.vision_tower import VisionTowerFactory
+
+    assert VisionTowerFactory("calm:models/clip").__name__ == "CALMVisionTower"
+    assert VisionTowerFactory("models/calm-runs/clip").__name__ == "CLIPVisionTower"
+    tinyllava.uninstall()
+    after = attributes()
+    assert before.keys() == after.keys(), before.keys() ^ after.keys()
+    same = {k for k, v in before.items() if after[k] is v or after[k] == v}
+    assert same == before.keys(), before.keys() - same
+    assert "deepspeed" not in sys.modules
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     host, part = Path(sys.argv[1]), sys.argv[2]
     with tempfile.TemporaryDirectory() as place:
-        parts: dict[str, Any] = {"stages": stages}
+        parts: dict[str, Any] = {
+            "stages": stages,
+            "checkpointing": checkpointing,
+            "readme": readme,
+            "bottleneck": bottleneck,
+            "torchrun": torchrun,
+            "installing": installing,
+        }
         parts[part](host, Path(place))
     sys.stdout.write(f"ok {part}\n")

@@ -1,21 +1,18 @@
-"""CALM for TinyLLaVA_Factory, as far as it goes without it: arguments, names of weights, pixels."""
+"""CALM for TinyLLaVA_Factory, as far as it goes without it: arguments, options, tables."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.integrations import tinyllava
 from cmibq.integrations.tinyllava_args import translate
-from cmibq.integrations.tinyllava_fork import fork_config, from_fork, is_fork, read_weights
-from cmibq.integrations.tinyllava_record import PackedImages
+from cmibq.integrations.tinyllava_fork import fork_config, is_fork, read_weights
 
 TOWERS = ["--vision_tower", "calm:clip", "--vision_tower2", "calm:dino"]
 
@@ -103,16 +100,6 @@ def test_names_of_the_fork() -> None:
         fork_config("clip", "dino", (4, 24))
     with pytest.raises(ConfigError, match="layers 4"):
         fork_config("clip", "dino", (12, 6))
-    plain = {"vision_tower._vision_tower.anchor_tower.vision_model.x": torch.zeros(1)}
-    assert from_fork(plain) is plain
-    name = "v.calm_modules.3.cross_attention.cross_attention.out_proj.weight"
-    more = {"v.calm_modules.3.projection.projection.bias": torch.zeros(1), name: torch.zeros(2)}
-    more["v.anchor_tower.text_model.x"] = torch.zeros(1)
-    assert list(from_fork(plain | more)) == [
-        *plain,
-        "v.calm_modules.3.projection.bias",
-        "v.calm_modules.3.cross_attention.out_proj.weight",
-    ]
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
@@ -121,35 +108,6 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"no archive")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin cannot be read"):
         read_weights(tmp_path)
-
-
-class Processor:
-    """Gives pixels of one value in one size."""
-
-    image_mean = image_std = (0.5, 0.5, 0.5)
-
-    def __init__(self, height: int, width: int, value: float) -> None:
-        self.made = torch.full((3, height, width), value)
-
-    def __call__(self, images: Any, return_tensors: Any = None) -> dict[str, Any]:
-        count = len(images) if isinstance(images, list) else 1
-        return {"pixel_values": torch.stack([self.made] * count)}
-
-
-def test_packed_pixels_come_apart_again() -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("PIL")
-    images = PackedImages(Processor(4, 6, 1.0), Processor(3, 8, 2.0))
-    assert images.size == images.crop_size == {"height": 7, "width": 8}
-    made = images(["a", "b"], return_tensors="pt")["pixel_values"]
-    assert made.shape == (2, 3, 7, 8)
-    assert float(made[0, 0, 0, 7]) == 0
-    parts = images.split(made)
-    assert parts["anchor"].shape == (2, 3, 4, 6)
-    assert bool((parts["anchor"] == 1).all() & (parts["augmenting"] == 2).all())
-    assert isinstance(images.preprocess("a")["pixel_values"][0], np.ndarray)
-    with pytest.raises(ConfigError, match=r"\(7, 8\)"):
-        images.split(made[..., :5, :])
 
 
 def test_the_table_of_towers_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +136,10 @@ def test_the_tune_type_needs_a_composed_tower() -> None:
 def test_flags_add_to_the_configuration() -> None:
     tinyllava._take({"calm": {"composition_layers": 2, "norm": "none"}})
     tinyllava.translate([*TOWERS, "--composition_layers", "3"])
-    assert tinyllava._wanted.calm == {"composition_layers": 3, "norm": "none"}
+    assert tinyllava._wanted.options == {"composition_layers": 3, "norm": "none"}
+    tinyllava.translate(TOWERS)
+    assert tinyllava._wanted.options == {"composition_layers": 2, "norm": "none"}
     with pytest.raises(ConfigError, match="norm is 'pre'"):
         tinyllava.translate([*TOWERS, "--norm", "pre"])
     tinyllava.uninstall()
-    assert tinyllava._wanted.calm == {}
-    assert json.dumps(tinyllava._wanted.cm_ibq) == "{}"
+    assert tinyllava._wanted.options == {}

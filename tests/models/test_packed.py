@@ -41,6 +41,17 @@ def test_one_tensor_holds_both() -> None:
     assert torch.equal(parts["augmenting"], second)
 
 
+def test_a_packed_tensor_comes_apart_again() -> None:
+    mine, theirs = processors()
+    both = PackedProcessor(mine, theirs)
+    made = both(photo(), return_tensors="pt")["pixel_values"]
+    parts = both.unpack(made)
+    for name, one in both.items():
+        assert torch.equal(parts[name], one(photo(), return_tensors="pt")["pixel_values"]), name
+    with pytest.raises(ConfigError, match=r"\(70, 42\)"):
+        both.unpack(made[..., :28, :28])
+
+
 def test_a_dictionary() -> None:
     mine, theirs = processors()
     both = DualProcessor(mine, theirs)
