@@ -21,9 +21,16 @@ __all__ = ["LAYERS", "VisionParts", "find_parts", "generating", "vision_layer"]
 LAYERS = {
     "transformers.models.clip.modeling_clip": "CLIPEncoderLayer",
     "transformers.models.siglip.modeling_siglip": "SiglipEncoderLayer",
+    "transformers.models.dinov2.modeling_dinov2": "Dinov2Layer",
 }
 """Layers that do what `vision_layer` does: layer norm, q, k and v, attention over all tokens, out,
-layer norm, ``fc2(act(fc1))``, with two residual sums."""
+layer norm, ``fc2(act(fc1))``, with two residual sums, before which DINOv2 scales channels."""
+
+_CLIP = ("self_attn", "out_proj", ("layer_norm1", "layer_norm2"), ())
+_NAMES = {
+    "Dinov2Layer": ("attention", "o_proj", ("norm1", "norm2"), ("layer_scale1", "layer_scale2"))
+}
+"""Layer -> attention, its output layer, the norms, and what scales channels; others as in CLIP."""
 
 _ACTS = {"QuickGELUActivation": "quick_gelu", "GELUTanh": "gelu_tanh", "GELUActivation": "gelu"}
 _NOW = threading.local()
@@ -48,7 +55,10 @@ class VisionParts:
         qkv: q, k and v.
         out, up, down: output of attention, and the two layers of the MLP.
         norms: before attention and before the MLP.
-        attention: the attention module, for its sizes.
+        attention: the attention module.
+        heads: how many it has.
+        scale: of its scores.
+        gains: what scales channels before each residual sum; empty = nothing.
         others: what must have no hooks, since it is not called.
         act: name of the activation.
     """
@@ -59,6 +69,9 @@ class VisionParts:
     down: Joined
     norms: tuple[nn.LayerNorm, nn.LayerNorm]
     attention: nn.Module
+    heads: int
+    scale: float
+    gains: tuple[nn.Module, ...]
     others: tuple[nn.Module, ...]
     act: str
 
@@ -73,21 +86,31 @@ def find_parts(layer: Any) -> VisionParts | None:
     Args:
         layer: of one of those kinds.
     """
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    rest = [attention.out_proj, mlp.fc1, mlp.fc2]
-    norms = (layer.layer_norm1, layer.layer_norm2)
-    act = _ACTS.get(type(mlp.activation_fn).__name__)
-    exact = getattr(mlp.activation_fn, "act", None) in (None, functional.gelu)
+    at, last, told, grown = _NAMES.get(layer.__class__.__name__, _CLIP)
+    attention, mlp = getattr(layer, at), layer.mlp
+    qkv: list[Any] = [getattr(attention, f"{n}_proj", None) for n in "qkv"]
+    rest: list[Any] = [
+        getattr(attention, last, None),
+        getattr(mlp, "fc1", None),
+        getattr(mlp, "fc2", None),
+    ]
+    norms = (getattr(layer, told[0]), getattr(layer, told[1]))
+    gains = tuple(getattr(layer, n) for n in grown)
     if not all(type(x) is PackedLinear for x in (*qkv, *rest)) or not Joined.fits(qkv):
         return None
+    act = _ACTS.get(type(mlp.activation_fn).__name__)
+    exact = getattr(mlp.activation_fn, "act", None) in (None, functional.gelu)
     if act is None or (act == "gelu" and not exact):
         return None
     if not all(type(x) is nn.LayerNorm for x in norms):
         return None
     out, up, down = (Joined([x]) for x in rest)
-    others = (attention, mlp, *qkv, *rest, *norms, mlp.activation_fn)
-    return VisionParts(Joined(qkv), out, up, down, norms, attention, others, act)
+    heads = getattr(attention, "num_heads", None) or attention.num_attention_heads
+    scale = getattr(attention, "scale", None) or attention.scaling
+    others = (attention, mlp, *qkv, *rest, *norms, *gains, mlp.activation_fn)
+    return VisionParts(
+        Joined(qkv), out, up, down, norms, attention, heads, scale, gains, others, act
+    )
 
 
 def vision_layer(parts: VisionParts, hidden: Tensor, mask: Any) -> Tensor | None:
@@ -114,12 +137,19 @@ def vision_layer(parts: VisionParts, hidden: Tensor, mask: Any) -> Tensor | None
         return None
     batch, tokens, _ = hidden.shape
     qkv = parts.qkv(_norm(parts.norms[0], hidden))
-    heads = qkv.view(batch, tokens, 3, attention.num_heads, attention.head_dim)
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
-    made = functional.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    middle = parts.out(made.transpose(1, 2).reshape(batch, tokens, -1), residual=hidden)
+    query, key, value = qkv.view(batch, tokens, 3, parts.heads, -1).permute(2, 0, 3, 1, 4)
+    made = functional.scaled_dot_product_attention(query, key, value, scale=parts.scale)
+    seen = made.transpose(1, 2).reshape(batch, tokens, -1)
+    middle = _added(parts.out, seen, hidden, parts.gains[:1])
     wide = parts.up(_norm(parts.norms[1], middle), activation=parts.act)
-    return parts.down(wide, residual=middle)
+    return _added(parts.down, wide, middle, parts.gains[1:])
+
+
+def _added(linear: Joined, x: Tensor, before: Tensor, gains: tuple[nn.Module, ...]) -> Tensor:
+    """Return ``before + gain * linear(x)``, in one product where there is no gain."""
+    if not gains:
+        return linear(x, residual=before)
+    return torch.addcmul(before, linear(x), gains[0].get_parameter("lambda1"))
 
 
 def _norm(module: nn.LayerNorm, x: Tensor) -> Tensor:

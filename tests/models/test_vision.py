@@ -100,3 +100,33 @@ def test_other_activations_are_the_hosts() -> None:
     layer = next(m for m in model.modules() if type(m).__name__ == "CLIPEncoderLayer")
     layer.mlp.activation_fn = nn.ReLU()
     assert vision.find_parts(layer) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dinov2(dtype: torch.dtype, taken: list[bool]) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
+    tower = transformers.Dinov2Model(
+        transformers.Dinov2Config(**sizes, image_size=16, patch_size=4)
+    ).eval()
+    for layer in tower.encoder.layer:  # one is the start of a training
+        for gain in (layer.layer_scale1, layer.layer_scale2):
+            nn.init.uniform_(gain.lambda1, 0.5, 2.0)
+    names = [n for n, m in tower.named_modules() if isinstance(m, nn.Linear)]
+    convert_(tower, {n: QuantSpec(8, PerGroup(16)) for n in names})
+    with torch.no_grad():
+        exact = tower(PIXELS).last_hidden_state
+        tower, pixels = tower.to(dtype), PIXELS.to(dtype)
+        stock = tower(pixels).last_hidden_state
+        accelerate_(tower)
+        assert torch.equal(tower(pixels).last_hidden_state, stock)
+        assert True not in taken
+        taken.clear()
+        with vision.generating():
+            found = tower(pixels).last_hidden_state
+    assert taken == [True, True]
+    if dtype == torch.float32:
+        assert (found - exact).abs().max() <= 1e-4 * exact.abs().max()
+    else:
+        assert (found - exact).abs().mean() <= 1.5 * (stock - exact).abs().mean()
