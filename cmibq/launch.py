@@ -16,12 +16,13 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from cmibq.errors import ConfigError
+from cmibq.errors import CmibqError, ConfigError
 
-__all__ = ["main"]
+__all__ = ["guarded", "main"]
 
 HOSTS = {"llava": "cmibq.integrations.llava", "tinyllava": "cmibq.integrations.tinyllava"}
 """Name of a host, which is that of its package -> module with `install`, and maybe `translate`."""
@@ -60,6 +61,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser("python -m cmibq.launch", description=__doc__.split("\n")[0])
     parser.add_argument("--host", required=True, choices=sorted(HOSTS))
     parser.add_argument("--cmibq-config", default=os.environ.get("CMIBQ_CONFIG"))
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     cut = argv.index("--") if "--" in argv else len(argv)
     told, unknown = parser.parse_known_args(argv[:cut])
     rest = argv[cut + 1 :]
@@ -85,5 +87,24 @@ def main(argv: list[str] | None = None) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
+def guarded(argv: list[str] | None = None) -> int:
+    """Do what `main` does; an error of cmibq becomes one line on stderr, as in its commands.
+
+    Errors of the host's script keep their traceback, and with ``--debug`` all do.
+
+    Returns:
+        0; 2 for a wrong argument or field; 1 for another error of cmibq.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        main(words)
+    except CmibqError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        sys.stderr.write(f"cmibq: error: {' '.join(str(error).split())}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded())

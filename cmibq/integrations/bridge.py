@@ -125,6 +125,7 @@ class Bridge(nn.Module):
         alignment: temperature and projection of the alignment term, or None.
         enabled: False passes features on as they are.
         add_loss: False leaves the host's loss alone; take `last_terms`.
+        find_terms: False finds no terms: the caller does, from the diagnostics.
         share: weight of the terms where the loss is a sum over accumulated batches.
         last_terms: loss terms of the last training forward, detached.
 
@@ -144,7 +145,7 @@ class Bridge(nn.Module):
             self.task_vectors = nn.Embedding(options.tasks, c.task_dim) if learned else None
             head = AlignmentHead(c.latent_dim, c.feature_dim, c.temperature)
             self.alignment = head if c.alignment_weight else None
-        self.enabled = self.add_loss = True
+        self.enabled = self.add_loss = self.find_terms = True
         self.share = 1.0
         self.last_terms: dict[str, Tensor] = {}
         self._constants = {
@@ -237,10 +238,9 @@ class Bridge(nn.Module):
 
     def idle(self, times: int) -> None:
         """Run the layer on no image, as often as others still do on theirs."""
-        c, weight = self.options.layer, self.layer.encoder.weight
+        c, none = self.options.layer, self.layer.encoder.weight.new_zeros
         for _ in range(times):
-            task = weight.new_zeros(0, c.task_dim) if c.mode == "task" else None
-            self.layer.run(weight.new_zeros(0, 1, c.feature_dim), task)
+            self.layer.run(none(0, 1, c.feature_dim), none(0, c.task_dim) if c.task_dim else None)
 
     def nothing(self) -> Tensor:
         """Return 0 that depends on every parameter: ranks without images wait for nobody."""

@@ -20,7 +20,7 @@ PROJECTORS = ("multi_modal_projector", "visual.merger", "mm_projector", "connect
 """Where hosts keep the module that gives image features in the width of the text."""
 
 FORWARDS = Patches()
-"""``forward`` of the classes that have met a layer."""
+"""``forward`` of the classes that have met a layer, and what a Trainer does for them."""
 
 _MARK = "_cmibq_forward"
 

@@ -28,7 +28,7 @@ class HostLoss(nn.Module):
     def __init__(self, model: nn.Module, bridge: Bridge) -> None:
         super().__init__()
         self.model = model
-        bridge.add_loss = False
+        bridge.add_loss = bridge.find_terms = False  # the stage finds them
 
     def forward(self, batch: Mapping[str, Tensor], target_bits: float | None = None) -> Any:
         """Return the loss of the task, and what the layer found."""

@@ -34,6 +34,7 @@ from cmibq.integrations.llava_host import (
     with_callback,
 )
 from cmibq.integrations.patches import Patches
+from cmibq.integrations.trainer import scaling
 
 __all__ = ["install", "uninstall"]
 
@@ -129,6 +130,7 @@ def _patch_trainer() -> None:
         return
     trainer = module.LLaVATrainer
     _patches.set(trainer, "__init__", with_callback(trainer.__init__, lambda: bool(_wanted)))
+    _patches.set(trainer, "create_optimizer", scaling(trainer.create_optimizer))
     for name in ("_save_checkpoint", "save_state"):
         _patches.set(trainer, name, marked(getattr(trainer, name)))
 

@@ -18,6 +18,8 @@ __all__ = ["terms_of"]
 def terms_of(bridge: Bridge, request: Request) -> Terms | None:
     """Return the terms of a call; None where it had no image (and no other process may have one).
 
+    None as well where the bridge shall not find any, which still meets the other processes.
+
     With several processes each of them calls this once per forward, images or not: terms are means
     over the images of all.
 
@@ -29,6 +31,8 @@ def terms_of(bridge: Bridge, request: Request) -> Terms | None:
         return None
     if not request.agreed:
         bridge.idle(bridge.agree(0, request))
+    if not bridge.find_terms:
+        return None
     found = _joined(request.found, request.flat) if request.found else _nothing(bridge)
     target, config = bridge.layer.target_bits, bridge.options.layer
     if not request.flat:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cmibq import models
 from cmibq.data import CalibSample, encode
@@ -21,7 +19,12 @@ from cmibq.integrations.job import Job, OnStep, check_places, finished, read_sho
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import parse_model_args
 from cmibq.recipe.train import TrainRecipe
-from cmibq.train import AlignmentHead, stage_one_pretrain, stage_two_finetune
+from cmibq.train import (
+    AlignmentHead,
+    parameter_groups,
+    stage_one_pretrain,
+    stage_two_finetune,
+)
 from cmibq.train.diagnostics import BitRecorder, diagnose, entropy_bits
 from cmibq.train.peers import join, rank
 
@@ -60,23 +63,10 @@ class _Job(Job):
         return BitRecorder(self.out / "bits.jsonl", stage, every=max(steps // 100, 1))
 
 
-def _groups(job: _Job, trained: Sequence[nn.Parameter], rate: float) -> list[dict[str, Any]]:
-    """Return the groups of an optimiser: ranges and probabilities are logarithms, and go faster.
-
-    The best range of one bit is a fourth of that of eight; matrices never have that far to go.
-    """
-    layer = job.bridge.layer
-    parts = [p for p in (layer.quantizer, layer.prior) if p is not None]
-    fast = {id(p) for part in parts for p in part.parameters()}
-    slow = [p for p in trained if id(p) not in fast]
-    quick = [p for p in trained if id(p) in fast]
-    return [{"params": slow, "lr": rate}, {"params": quick, "lr": job.recipe.scale_lr}]
-
-
 def _stage_one(job: _Job) -> None:
     r, layer = job.recipe, job.bridge.layer
     trained = [*layer.parameters(), *(job.head.parameters() if job.head else ())]
-    groups = _groups(job, trained, r.stage1_lr)
+    groups = parameter_groups(layer, trained, r.stage1_lr, r.scale_lr)
     optimiser = torch.optim.AdamW(groups, weight_decay=r.weight_decay)
     model = job.loaded.model.eval()
     if job.bridge.task_vectors is not None:  # stage two trains them: they are not the layer's
@@ -94,8 +84,9 @@ def _stage_two(job: _Job) -> None:
     beside = host_parameters(job.loaded, r.parts)
     for p in (*beside, *job.bridge.parameters()):
         p.requires_grad_(True)
-    groups = _groups(job, list(job.bridge.parameters()), r.stage2_lr)
-    groups += [{"params": beside, "lr": r.host_lr}] if beside else []
+    layer, own = job.bridge.layer, job.bridge.parameters()
+    groups = parameter_groups(layer, own, r.stage2_lr, r.scale_lr)
+    groups += [groups[0] | {"params": beside, "lr": r.host_lr}] if beside else []
     optimiser = torch.optim.AdamW(groups, weight_decay=r.weight_decay)
     if r.gradient_checkpointing:
         recompute_(model)
@@ -103,9 +94,7 @@ def _stage_two(job: _Job) -> None:
     loop = job.loop(2, optimiser, r.stage2_steps, watch=watch)
     data = job.batches(r.stage2_steps, 2)
     wrapped = HostLoss(model, job.bridge)
-    stage_two_finetune(
-        job.bridge.layer, wrapped, data, optimiser, _CPU, alignment=job.head, loop=loop
-    )
+    stage_two_finetune(layer, wrapped, data, optimiser, _CPU, alignment=job.head, loop=loop)
 
 
 def _facts(job: _Job) -> dict[str, Any]:
@@ -154,7 +143,7 @@ def _start(recipe: TrainRecipe, on_step: OnStep | None) -> _Job:
 def _finish(job: _Job) -> dict[str, Any]:
     """Write model, diagnostics and what was done; of several processes the first one does."""
     job.bridge.layer.finalize_()
-    job.bridge.add_loss = True
+    job.bridge.add_loss = job.bridge.find_terms = True
     job.loaded.model.eval()
     told = _facts(job)
     if rank() == 0:

@@ -102,8 +102,9 @@ class DiscretePrior(HostIntegers):
 
     def _mass(self, bits: int, rows: Tensor | None) -> Tensor:
         """Return what the mixture gives to every code of a width, [C or rows, 2^bits]."""
-        given = self.weight.softmax(1), torch.exp(-self.log_scale), self.mean
-        share, slope, mean = given if rows is None else (t[rows] for t in given)
+        held = (t if rows is None else t[rows] for t in (self.weight, self.log_scale, self.mean))
+        weight, log_scale, mean = (t.double() for t in held)
+        share, slope = weight.softmax(1), torch.exp(-log_scale)
         edges = (torch.arange(2**bits - 1, device=mean.device) + 0.5) / (2**bits - 1)
         start, cdf = slope * mean, slope.new_zeros(())
         for k in range(mean.shape[1]):
@@ -119,9 +120,10 @@ class DiscretePrior(HostIntegers):
         if bits == 0 or (rows is not None and not len(rows)):
             return self.mean.new_zeros(channels, size)
         logits = self.logits[:, size - 1 : 2 * size - 1]
-        weight = self._mass(bits, rows) * (logits if rows is None else logits[rows]).exp()
+        logits = (logits if rows is None else logits[rows]).double()
+        weight = self._mass(bits, rows) * logits.exp()
         p = weight * ((1 - size * _LEAST) / weight.sum(1, keepdim=True)) + _LEAST
-        bits_of: Tensor = -p.log2()
+        bits_of: Tensor = (-p.log2()).to(self.mean.dtype)
         if rows is None:
             return bits_of
         return self.mean.new_zeros(channels, size).index_copy(0, rows, bits_of)

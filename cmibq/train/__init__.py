@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cmibq.train.alignment import AlignmentHead, alignment_loss
 from cmibq.train.checkpoints import Checkpoints
+from cmibq.train.groups import parameter_groups, split_scales_
 from cmibq.train.journal import Journal, read_journal
 from cmibq.train.loop import Loop
 from cmibq.train.losses import Terms, bitrate_loss, composite, gaussian_rate, ib_loss
@@ -22,7 +23,9 @@ __all__ = [
     "composite",
     "gaussian_rate",
     "ib_loss",
+    "parameter_groups",
     "read_journal",
+    "split_scales_",
     "stage_one_pretrain",
     "stage_two_finetune",
 ]

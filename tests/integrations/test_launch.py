@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,3 +72,22 @@ def test_what_is_refused(host: dict[str, Any], tmp_path: Path) -> None:
         launch.main([*start, "--", str(tmp_path / "alone.py")])
     with pytest.raises(SystemExit):
         launch.main(start)
+
+
+def test_an_error_is_one_line_and_an_exit_code(
+    host: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [sys.executable, "-m", "cmibq.launch", "--host", "llava", "--", str(tmp_path / "no.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cmibq: error: ")
+    assert done.stderr.count("\n") == 1
+    start = ["--host", "llava", "--"]
+    host["script"].write_text("from cmibq.errors import ModelError\nraise ModelError('no layer')\n")
+    assert launch.guarded([*start, str(host["script"])]) == 1
+    assert capsys.readouterr().err == "cmibq: error: no layer\n"
+    assert launch.guarded(["--debug", *start, str(tmp_path / "no.py")]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    host["script"].write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        launch.guarded([*start, str(host["script"])])

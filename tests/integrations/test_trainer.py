@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from cmibq.errors import ConfigError
 from cmibq.integrations.bottleneck import attach_cm_ibq, bridge_of
 from cmibq.integrations.trainer import cm_ibq_callback
+from cmibq.train.groups import scale_parameters
 from tests.integrations.hosts import batch, make
 
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'cmibq[train]'")
@@ -91,6 +93,32 @@ def test_anneals_freezes_logs_and_evaluates(tmp_path: Path) -> None:
         plain = model(**batch("llava", images=(1,) * 4)).loss
     assert told == pytest.approx(float(plain), abs=1e-4)
     assert bridge_of(model).share == 1.0
+
+
+def test_ranges_and_prior_have_their_own_rate(tmp_path: Path) -> None:
+    """Also after a run that went on from a checkpoint, and never in an optimiser of the user's."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            rates.append([g["lr"] for g in more["optimizer"].param_groups])
+
+    rates: list[list[float]] = []
+    more = {"max_steps": 2, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1}
+    for resume in (False, str(tmp_path / "checkpoint-1")):
+        model = make("llava")
+        bridge = attach_cm_ibq(model, LAYER)
+        made, _ = trainer(model, tmp_path, **more)
+        made.add_callback(Watch())
+        made.train(resume_from_checkpoint=resume)
+        fast = {id(p) for p in made.optimizer.param_groups[-1]["params"]}
+        assert fast == {id(p) for p in scale_parameters(bridge.layer)}
+    assert rates == [[1e-3, 1e-3, 1e-2]] * 3
+    made, _ = trainer(model, tmp_path)
+    made.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert len(made.create_optimizer().param_groups) == 1
+    with pytest.raises(ConfigError, match="scale_lr is -1"):
+        cm_ibq_callback(scale_lr=-1)
 
 
 def test_a_model_without_a_layer(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,15 @@ def test_counts_are_taken_exactly() -> None:
     assert not torch.equal(prior.tables(), before)
     with pytest.raises(ConfigError, match="counts has shape"):
         prior.fit_(counts[:, :100])
+
+
+def test_gradients_of_float32_parameters_are_exact() -> None:
+    """They are small differences of large terms, which two processes have to agree on."""
+    prior, costs = some().float(), torch.rand(3, 511, generator=torch.Generator().manual_seed(2))
+    wide = copy.deepcopy(prior).double()
+    (prior.tables() * costs).sum().backward()
+    (wide.tables() * costs.double()).sum().backward()
+    for (name, p), q in zip(prior.named_parameters(), wide.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-6, atol=1e-9, msg=name)
