@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "demo": ("demo", "run everything on a small model that ships with cmibq"),
     "demo-data": ("demo_data", "write the demo's data set, models and YAML files"),
     "chat": ("chat", "talk with a model about a picture: chat --model-path DIR --image-file F"),
+    "serve": ("serve", "show a composed model on a web page of this machine"),
     "doctor": ("doctor", "check this installation and name what would go wrong"),
 }
 """Command -> (module in `cmibq.cli`, what it does)."""

@@ -93,6 +93,10 @@ class Looks:
         prefix = self.augmenting.prefix
         return row[prefix:].reshape(self.augmenting.grid), float(row[:prefix].sum())
 
+    def most_decided(self, fusion: int = -1) -> int:
+        """Return the patch of the anchor whose attention is the narrowest (least entropy)."""
+        return int(self.entropy[fusion, :, self.anchor.prefix :].mean(axis=0).argmin())
+
     def mean_entropy(self) -> Floats:
         """Return the mean entropy over the anchor's tokens, [n, H]."""
         made: Floats = self.entropy.mean(axis=2)

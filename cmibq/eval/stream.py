@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ __all__ = ["stream_answer"]
 class _Worker:
     """``generate`` in a thread of its own, in the context of the caller; can be stopped."""
 
-    def __init__(self, model: Any, streamer: Any, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, streamer: Any, inputs: dict[str, Any], context: contextvars.Context
+    ) -> None:
         self.stopped = threading.Event()
         self.error: BaseException | None = None
+        self.ended = 0.0
         self._model, self._streamer, self._inputs = model, streamer, inputs
-        context = contextvars.copy_context()
         self.thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
     def _stop(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -42,6 +45,8 @@ class _Worker:
         except BaseException as error:  # raised again by the reader
             self.error = error
             self._streamer.end()
+        finally:
+            self.ended = time.perf_counter()
 
     def end(self) -> None:
         """Let the model stop at the next token and wait for it."""
@@ -50,17 +55,26 @@ class _Worker:
 
 
 def stream_answer(
-    loaded: LoadedModel, sample: CalibSample, *, max_new_tokens: int = 128, **settings: Any
+    loaded: LoadedModel,
+    sample: CalibSample,
+    *,
+    max_new_tokens: int = 128,
+    context: contextvars.Context | None = None,
+    on_end: Callable[[float], object] | None = None,
+    **settings: Any,
 ) -> Generator[str]:
     """Yield the answer to the last question of a conversation in pieces, as they are made.
 
-    The model runs in a thread of its own, in a copy of the caller's context. Closing the iterator,
-    or an exception where it is read (Ctrl-C), stops the model at its next token.
+    The model runs in a thread of its own. Closing the iterator, or an exception where it is read
+    (Ctrl-C), stops the model at its next token.
 
     Args:
         loaded: the model.
         sample: conversation that ends with a question; see `cmibq.data.CalibSample`.
         max_new_tokens: most tokens of the answer.
+        context: where the model runs, with fusions left out for example; None = a copy of that in
+            which the first piece is asked for.
+        on_end: told how many seconds image, prompt and answer took, without those of the reader.
         settings: further settings of ``generate``; greedy unless they say otherwise.
 
     Yields:
@@ -76,6 +90,7 @@ def stream_answer(
     """
     from transformers import TextIteratorStreamer
 
+    start = time.perf_counter()
     model: Any = loaded.model
     tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
     pad = tokenizer.pad_token_id
@@ -86,7 +101,7 @@ def stream_answer(
         **({"do_sample": False} | settings),
     }
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    worker = _Worker(model, streamer, inputs)
+    worker = _Worker(model, streamer, inputs, context or contextvars.copy_context())
     worker.thread.start()
     try:
         for text in streamer:
@@ -96,3 +111,5 @@ def stream_answer(
         worker.end()
     if worker.error is not None:
         raise worker.error
+    if on_end is not None:
+        on_end(worker.ended - start)

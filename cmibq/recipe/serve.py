@@ -57,8 +57,10 @@ class ServeConfig:
     """
 
     model_path: str = opt("", "composed model; default: the small one that ships with cmibq")
+    anchor_path: str = opt("", "model with the anchor alone; default: all fusions off")
     augmenting_path: str = opt("", "model with the augmenting tower alone, to compare with")
     int8_path: str = opt("", "package of the composed model; default: made in memory")
+    int8: bool = opt(True, "also answer in 8 bits")
     presets: str = opt("", "JSON list of image, question, answer, note; default: presets.json")
     max_new_tokens: int = opt(64, "tokens per answer at most")
     host: str = opt("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")

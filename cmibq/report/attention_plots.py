@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmibq.report.style import GREY, INK, tidy
+from cmibq.report.style import GREY, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "plot_before_after",
-    "plot_entropy_curves",
     "plot_entropy_map",
     "plot_looks",
     "plot_overlay",
@@ -83,32 +82,6 @@ def plot_entropy_map(
     ax.set_xlabel("head")
     ax.set_ylabel("behind layer" if layers else "fusion")
     _bar(ax, drawn, f"nats; uniform = {most:.2f}" if keys > 1 else "entropy, nats")
-    return ax
-
-
-def plot_entropy_curves(records: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Draw the entropy of attention by step: the mean, and every fusion where it was noted.
-
-    Args:
-        records: of a training's journal, with ``step``, ``attention_entropy`` and perhaps
-            ``attention_entropy_layers``; those without are left out.
-        ax: axes to draw on; None makes a figure.
-
-    Returns:
-        The axes.
-    """
-    ax = tidy(_axes(ax, 7.2, 3.2))
-    told = [r for r in records if r.get("attention_entropy") is not None]
-    layers = [r for r in told if r.get("attention_entropy_layers")]
-    for number in range(len(layers[0]["attention_entropy_layers"]) if layers else 0):
-        x = [r["step"] for r in layers]
-        y = [r["attention_entropy_layers"][number] for r in layers]
-        ax.plot(x, y, lw=1.0, alpha=0.8, label=f"fusion {number + 1}")
-    x, y = [r["step"] for r in told], [r["attention_entropy"] for r in told]
-    ax.plot(x, y, color=INK, lw=1.8, label="mean")
-    ax.set_xlabel("optimiser step")
-    ax.set_ylabel("entropy of attention, nats")
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=5, borderaxespad=0.1)
     return ax
 
 

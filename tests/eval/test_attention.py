@@ -86,3 +86,5 @@ def test_places_of_a_picture() -> None:
     looks = Looks(view, view, (1,), np.eye(6, dtype=np.float32)[None], np.zeros((1, 2, 6)))
     weights, prefix = looks.of_patch(4)
     assert (weights[1, 1], weights.sum(), prefix) == (1, 1, 0)
+    looks.entropy[0, :, 2] = -1
+    assert looks.most_decided() == 2

@@ -30,19 +30,6 @@ def test_entropy_map_tells_every_head() -> None:
     ax.figure.canvas.draw()
 
 
-def test_entropy_curves_leave_out_what_has_none() -> None:
-    records = [{"step": 0, "loss": 1.0}]
-    records += [
-        {"step": s, "attention_entropy": 2.0 - s / 9, "attention_entropy_layers": [2.0, 1.0]}
-        for s in range(1, 4)
-    ]
-    ax = plots.plot_entropy_curves(records)
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    assert list(lines) == ["fusion 1", "fusion 2", "mean"]
-    assert list(lines["mean"].get_xdata()) == [1, 2, 3]
-    plots.plot_entropy_curves([{"step": 1, "attention_entropy": 1.0}])
-
-
 def test_overlay_is_redder_where_more_is_looked_at() -> None:
     looks = some_looks(1)
     weights, _ = looks.of_patch(2)

@@ -1,0 +1,122 @@
+"""Who answers: a composed model as it is, with its fusions off, in 8 bits, and other models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from cmibq.errors import ModelError
+from cmibq.integrations.calm import calm_of
+from cmibq.models import LoadedModel
+from cmibq.models.composed import CALMVisionTower
+from cmibq.nn import convert_
+from cmibq.quant import PerGroup, QuantSpec
+
+__all__ = ["Voice", "composed_tower", "in_eight_bits", "voices_of"]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One who answers.
+
+    Args:
+        name: as the table has it.
+        about: what it is, in a few words.
+        loaded: the model.
+        alone: all fusions of its composed tower are off, whatever the reader chose.
+    """
+
+    name: str
+    about: str
+    loaded: LoadedModel
+    alone: bool = False
+
+    def left_out(self, off: Iterable[int]) -> frozenset[int]:
+        """Return which fusions are off when the reader switched some off."""
+        tower = calm_of(self.loaded.model)
+        if tower is None:
+            return frozenset()
+        return frozenset(range(len(tower.calm_modules)) if self.alone else off)
+
+
+def composed_tower(loaded: LoadedModel) -> CALMVisionTower:
+    """Return the composed tower of a model.
+
+    Raises:
+        ModelError: it has none.
+    """
+    tower = calm_of(loaded.model)
+    if tower is None:
+        raise ModelError(
+            f"{loaded.path} is no composed model: its vision tower stands alone; name a folder that"
+            " cmibq train calm wrote, or talk with it by cmibq chat"
+        )
+    return tower
+
+
+def _eight_bit_layers(loaded: LoadedModel, tower: CALMVisionTower) -> list[str]:
+    """Return the linear layers that are called: decoder, projector, and both frozen towers."""
+    names = list(loaded.adapter.targets(loaded.model, "lm,projector"))
+    frozen = {
+        id(m)
+        for part in (tower.anchor_tower, tower.augmenting_tower)
+        for m in part.modules()
+        if type(m) is nn.Linear
+    }
+    named = {id(m): n for n, m in loaded.model.named_modules()}
+    return [*names, *(named[at] for at in frozen)]
+
+
+def in_eight_bits(loaded: LoadedModel) -> LoadedModel:
+    """Return a copy of a composed model with 8-bit weights and activations; needs no data.
+
+    Weights are rounded to the nearest level per row, activations per token. The fusions, embeddings
+    and the output layer stay as they are.
+
+    Args:
+        loaded: the composed model; left as it was.
+
+    Raises:
+        ModelError: it is not composed, or has NaN weights; names the layer.
+    """
+    made = replace(loaded, model=copy.deepcopy(loaded.model))
+    spec = QuantSpec(8, PerGroup(0), True)
+    names = _eight_bit_layers(made, composed_tower(made))
+    convert_(made.model, dict.fromkeys(names, spec), 8)
+    return made
+
+
+def voices_of(
+    composed: LoadedModel,
+    *,
+    anchor: LoadedModel | None = None,
+    augmenting: LoadedModel | None = None,
+    int8: LoadedModel | None = None,
+) -> tuple[Voice, ...]:
+    """Return who answers, in the order of the table: anchor, augmenting, composed, int8.
+
+    Args:
+        composed: the composed model.
+        anchor: model with the anchor alone; None = the composed one with its fusions off.
+        augmenting: model with the augmenting tower alone, where there is one.
+        int8: the composed model in 8 bits, where it is wanted.
+
+    Raises:
+        ModelError: `composed` is not composed.
+    """
+    count = len(composed_tower(composed).calm_modules)
+    text = f"{count} fusion{'s' if count > 1 else ''}"
+    found = [
+        Voice("anchor", "the anchor's tower alone", anchor)
+        if anchor is not None
+        else Voice("anchor", "the composed model, fusions off", composed, alone=True)
+    ]
+    if augmenting is not None:
+        found.append(Voice("augmenting", "the other tower alone", augmenting))
+    found.append(Voice("composed", f"both towers, {text}", composed))
+    if int8 is not None:
+        found.append(Voice("composed int8", "the same in 8 bits", int8))
+    return tuple(found)

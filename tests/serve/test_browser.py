@@ -1,0 +1,167 @@
+"""The web demo in a real browser: a preset, a patch, a fusion switched off, a picture of one's own.
+
+Needs gradio, playwright (as a driver; it downloads nothing) and a Chromium of the system.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmibq.errors import ConfigError
+from cmibq.recipe.serve import ServeConfig
+from cmibq.serve.pictures import overlaid
+from cmibq.serve.presets import Preset, read_presets
+from cmibq.serve.session import Panel, looks_at, stream
+from cmibq.serve.voices import in_eight_bits, voices_of
+from tests.serve.composed import QUESTION, make_composed, write_presets
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CHROMIUM = os.environ.get("CMIBQ_CHROMIUM") or shutil.which("chromium")
+WAIT = 20_000  # ms
+
+
+@pytest.fixture(scope="module")
+def presets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preset, ...]:
+    return read_presets(write_presets(tmp_path_factory.mktemp("presets")))
+
+
+@pytest.fixture(scope="module")
+def panel(llava_dir: Path) -> Panel:
+    composed = make_composed(llava_dir)
+    return Panel(voices_of(composed, int8=in_eight_bits(composed)), 8)
+
+
+@pytest.fixture(scope="module")
+def served(panel: Panel, presets: tuple[Preset, ...]) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("gradio", reason="needs gradio: pip install 'cmibq[serve]'")
+        from cmibq.serve.app import build_page, launch
+
+        page = build_page(panel, presets)
+        launch(page, ServeConfig(port=0))
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture
+def browser_page(served: str) -> Iterator[Any]:
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: a test driver")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium, or set CMIBQ_CHROMIUM")
+    with driver.sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(WAIT)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(served)
+        settled(page)
+        yield page
+        browser.close()
+    local = (served, "data:", "blob:")
+    assert [url for url in asked if not url.startswith(local)] == []
+
+
+def settled(page: Any) -> None:
+    """Wait until all rows of the table have their answer and both pictures are drawn."""
+    page.wait_for_function(
+        "() => document.querySelectorAll('#table .ms').length == 3 &&"
+        " [...document.querySelectorAll('#table .ms')].every(cell => cell.innerText) &&"
+        " document.querySelector('#overlay-view img')"
+    )
+
+
+def texts(page: Any) -> list[str]:
+    found: list[str] = page.locator("#table .said").all_inner_texts()
+    return found
+
+
+def said(panel: Panel, image: Path, off: Any = ()) -> list[str]:
+    return [list(stream(panel, v, image, QUESTION, off))[-1] for v in panel.voices]
+
+
+def shown(page: Any, name: str) -> np.ndarray[Any, Any]:
+    url = page.locator(f"#{name} img").get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(url).body())).convert("RGB"))
+
+
+def wait_for(page: Any, panel: Panel, image: Path, off: Any = ()) -> None:
+    wanted = said(panel, image, off)
+    page.wait_for_function(
+        "wanted => JSON.stringify([...document.querySelectorAll('#table .said')]"
+        ".map(cell => cell.innerText)) == JSON.stringify(wanted)",
+        arg=wanted,
+    )
+    assert page.locator("#answer textarea, #answer input").input_value() == wanted[1]
+
+
+def test_presets_patches_and_fusions(
+    browser_page: Any, panel: Panel, presets: tuple[Preset, ...]
+) -> None:
+    page, (red, blue) = browser_page, presets
+    wait_for(page, panel, red.image)
+    page.get_by_role("button", name="CALM wrong").click()
+    wait_for(page, panel, blue.image)
+    assert page.locator("#question textarea, #question input").input_value() == QUESTION
+    assert page.locator("#table").inner_text().count("wrong") == 3
+
+    looks = looks_at(panel, blue.image)
+    for x, y, patch in ((0.75, 0.25, 1), (0.3, 0.8, 2)):
+        before = page.locator("#overlay-view img").get_attribute("src")
+        box = page.locator("#anchor-view img").bounding_box()
+        edge = min(box["width"], box["height"])  # the picture is a square in the middle of it
+        left, top = (box[a] + (box[b] - edge) / 2 for a, b in (("x", "width"), ("y", "height")))
+        page.mouse.click(left + x * edge, top + y * edge)
+        page.wait_for_function(
+            "old => document.querySelector('#overlay-view img').src != old", arg=before
+        )
+        wanted = overlaid(looks.augmenting, looks.of_patch(patch)[0])
+        np.testing.assert_array_equal(shown(page, "overlay-view"), wanted)
+
+    page.locator("#kept label", has_text="2, behind").locator("input").uncheck()
+    wait_for(page, panel, blue.image, off={1})
+    page.wait_for_function("() => document.querySelectorAll('#fusion input').length == 1")
+    page.locator("#kept label", has_text="1, behind").locator("input").uncheck()
+    page.get_by_text("the anchor looks at nothing").wait_for()
+    wait_for(page, panel, blue.image, off={0, 1})
+    assert texts(page)[0] == texts(page)[1]
+
+
+def test_a_picture_and_a_question_of_ones_own(
+    browser_page: Any, panel: Panel, tmp_path: Path
+) -> None:
+    page, own = browser_page, tmp_path / "own.png"
+    Image.new("RGB", (40, 30), "white").save(own)
+    page.locator(
+        "#picture button[aria-label='Remove Image'], #picture button[title='Clear']"
+    ).click()
+    page.locator("#picture input[type=file]").set_input_files(own)
+    page.locator("#picture img").wait_for()
+    page.locator("#question textarea, #question input").fill(QUESTION)
+    page.locator("#ask").click()
+    wait_for(page, panel, own)
+    assert "\N{CHECK MARK}" not in page.locator("#table").inner_text()
+    page.locator("#question textarea, #question input").fill(" ")
+    page.locator("#ask").click()
+    page.get_by_text("the question is empty").wait_for()
+
+
+def test_a_taken_port_is_told(served: str, panel: Panel) -> None:
+    from cmibq.serve.app import build_page, launch
+
+    port = int(served.rstrip("/").rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be used"):
+        launch(build_page(panel, ()), ServeConfig(port=port))
