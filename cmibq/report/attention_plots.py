@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmibq.report.curves import begin_axes
 from cmibq.report.style import GREY, INK
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ __all__ = [
 _YELLOW = "#F0E442"
 _TINT = (0.84, 0.19, 0.0)
 _EDGE = 2.1  # inches of one picture
-
-
-def _axes(ax: Axes | None, width: float, height: float) -> Axes:
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained").subplots()
 
 
 def _panels(rows: int, columns: int) -> Any:
@@ -71,7 +64,7 @@ def plot_entropy_map(
     table = np.asarray(entropy, dtype=float)
     count, heads = table.shape
     most = float(np.log(keys)) if keys > 1 else float(table.max(initial=0.0)) or 1.0
-    ax = _axes(ax, 1.7 + 0.55 * heads, 1.1 + 0.5 * count)
+    ax = begin_axes(ax, 1.7 + 0.55 * heads, 1.1 + 0.5 * count)
     drawn = ax.imshow(table, cmap="viridis", vmin=0, vmax=most, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         shade = "white" if value < 0.6 * most else INK
@@ -113,7 +106,7 @@ def plot_patch(view: View, patch: int, ax: Axes | None = None) -> Axes:
     """
     from matplotlib.patches import Rectangle
 
-    ax = _axes(ax, _EDGE, _EDGE)
+    ax = begin_axes(ax, _EDGE, _EDGE)
     _show(view, ax)
     row, column = divmod(patch, view.grid[1])
     ax.add_patch(Rectangle((column, row), 1, 1, fill=False, ec=INK, lw=4, clip_on=False))
@@ -137,7 +130,7 @@ def plot_overlay(
     """
     import numpy as np
 
-    ax = _axes(ax, _EDGE, _EDGE)
+    ax = begin_axes(ax, _EDGE, _EDGE)
     _show(view, ax, pale=True)
     told = np.asarray(weights, dtype=float)
     top = float(told.max(initial=0.0)) if most is None else most

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmibq.report.attention_plots import plot_entropy_map
 from cmibq.report.curves import (
     Records,
     above,
@@ -91,19 +92,7 @@ def plot_entropy_table(
     Returns:
         The axes.
     """
-    table = record["entropy"]
-    ax = begin_axes(ax, 1.6 + 0.55 * len(table[0]), 1.2 + 0.42 * len(table))
-    mesh = ax.imshow(table, cmap="viridis", aspect="auto")
-    middle = (mesh.norm.vmin + mesh.norm.vmax) / 2  # type: ignore[operator]  # set by imshow
-    for i, row in enumerate(table):
-        for j, value in enumerate(row):
-            shade = INK if value > middle else "white"
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
-    ax.set_xticks(range(len(table[0])), [str(h + 1) for h in range(len(table[0]))])
-    ax.set_yticks(range(len(table)), [str(at + 1) for at in layers])
-    ax.set_xlabel("head")
-    ax.set_ylabel("layer of the anchor")
-    return ax
+    return plot_entropy_map(record["entropy"], ax, layers=[at + 1 for at in layers])
 
 
 def plot_start(losses: Mapping[str, float | None], ax: Axes | None = None) -> Axes:

@@ -129,7 +129,8 @@ def test_presets_patches_and_fusions(
             "old => document.querySelector('#overlay-view img').src != old", arg=before
         )
         wanted = overlaid(looks.augmenting, looks.of_patch(patch)[0])
-        np.testing.assert_array_equal(shown(page, "overlay-view"), wanted)
+        # Torch's sums in another thread end in other last bits, and a colour in its neighbour.
+        np.testing.assert_allclose(shown(page, "overlay-view").astype(int), wanted, atol=1)
 
     page.locator("#kept label", has_text="2, behind").locator("input").uncheck()
     wait_for(page, panel, blue.image, off={1})
