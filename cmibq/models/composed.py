@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from cmibq.models.composition import (
     note,
     watched,
 )
+from cmibq.models.feature_cache import FeatureCache
 from cmibq.models.recompute import recompute_, restore_
 from cmibq.models.towers import TowerParts, parts_of, vision_half
 from cmibq.recipe.calm import CALMConfig, layer_indices
@@ -66,6 +68,16 @@ class CALMVisionTower(nn.Module):
     Raises:
         ConfigError: heads do not divide the width, or more composition layers than layers.
         ModelError: a tower is of no known family.
+
+    Attributes:
+        anchor_tower: frozen.
+        augmenting_tower: frozen.
+        calm_modules: the fusions, which are trained.
+        layers: after which layers of the anchor (from 0) they act.
+        sources: layers of the augmenting tower (from 0) that they look at.
+        processors: image processors of both towers, where they were opened or set.
+        cache: a `FeatureCache`, for trainings without random augmentation.
+        gradient_checkpointing: recompute the anchor's layers after the first fusion.
     """
 
     def __init__(self, anchor: nn.Module, augmenting: nn.Module, config: CALMConfig) -> None:
@@ -82,6 +94,7 @@ class CALMVisionTower(nn.Module):
         self.augmenting_tower = augmenting.requires_grad_(False)
         self.gradient_checkpointing = config.gradient_checkpointing
         self.processors: tuple[Any, Any] | None = None
+        self.cache: FeatureCache | None = None
         self._sizes = here.image_size, there.image_size
         self._owner = f"{os.getpid()}.{next(_owners)}"
         self._handles = hook_anchor(here, self.layers, self._owner)
@@ -175,22 +188,25 @@ class CALMVisionTower(nn.Module):
 
         Args:
             given: a dictionary of "anchor" and "augmenting", [B, 3, H, W] each; or one tensor, the
-                anchor's pixels above the augmenting tower's (what `PackedProcessor` makes); or the
-                anchor's alone, which the augmenting tower then gets resized.
+                anchor's pixels above the augmenting tower's (what `PackedProcessor` makes); or,
+                where no processors are known, one tensor for both, resized for the augmenting one.
 
         Raises:
             ConfigError: other sizes, a tower's pixels are missing, or batches differ.
         """
         (ha, wa), (hb, wb) = self._sizes
-        if isinstance(given, dict):
+        if isinstance(given, Mapping):
             return _both(given)
-        if given.shape[-2:] == (ha, wa):
-            small = functional.interpolate(given.float(), (hb, wb), mode="bilinear")
-            return given, small.to(given.dtype)
+        if given.shape[-2:] == (ha, wa) and self.processors is None:
+            if (ha, wa) == (hb, wb):
+                return given, given
+            other = functional.interpolate(given.float(), (hb, wb), mode="bilinear")
+            return given, other.to(given.dtype)
         if given.shape[-2:] != (ha + hb, max(wa, wb)):
             raise ConfigError(
-                f"pixel_values has {tuple(given.shape[-2:])} pixels; give {(ha, wa)} for both"
-                f" towers, or {(ha + hb, max(wa, wb))}, the anchor's above the augmenting tower's"
+                f"pixel_values has {tuple(given.shape[-2:])} pixels; give {(ha + hb, max(wa, wb))},"
+                f" the anchor's {(ha, wa)} above the augmenting tower's {(hb, wb)}, as"
+                " PackedProcessor(*tower.processors) makes them"
             )
         return given[..., :ha, :wa], given[..., ha:, :wb]
 
@@ -198,10 +214,19 @@ class CALMVisionTower(nn.Module):
         """Return the augmenting tower's features by layer of the anchor.
 
         The tower runs in inference mode and only the wanted layers are kept. Where a gradient is
-        wanted they are copied out of it, because autograd cannot save inference tensors. A host that
-        unfreezes the tower gets a graph.
+        wanted they are copied out of it, because autograd cannot save inference tensors; a host
+        that unfreezes the tower gets a graph. With a `cache` images are computed one by one, so
+        that features do not depend on their batch.
         """
         frozen = not any(p.requires_grad for p in self.augmenting_tower.parameters())
+        if self.cache is not None and frozen:
+            found = self.cache.through(self.augmenting_tower, self.sources, pixels, self._run)
+        else:
+            found = self._run(pixels, frozen=frozen)
+        return {at: found[of] for at, of in zip(self.layers, self.sources, strict=True)}
+
+    def _run(self, pixels: Tensor, *, frozen: bool = True) -> dict[int, Tensor]:
+        """Return the augmenting tower's features by its layers."""
         with capturing(self._owner, self.sources, frozen=frozen) as found:
             self.augmenting_tower(pixel_values=pixels)
         lost = [of for of in self.sources if of not in found]
@@ -210,17 +235,20 @@ class CALMVisionTower(nn.Module):
                 f"layers {[of + 1 for of in lost]} of the augmenting tower did not run, or this"
                 " tower was detached; compose the towers again"
             )
-        if torch.is_grad_enabled():
+        if frozen and torch.is_grad_enabled():
             for of in list(found):
                 found[of] = found[of].clone()
-        return {at: found[of] for at, of in zip(self.layers, self.sources, strict=True)}
+        return found
 
     def _recompute(self) -> bool:
         """Tell whether layers are recomputed in the backward pass, and prepare them for it."""
         wanted = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if wanted:
-            for block in parts_of(self.anchor_tower).blocks[self.layers[0] + 1 :]:
+            for block in parts_of(self.anchor_tower).blocks:
                 recompute_(block)
+        fusions: Any = self.calm_modules
+        for fusion in fusions:
+            fusion.recompute = wanted
         return wanted
 
     def forward(
@@ -257,7 +285,7 @@ class CALMVisionTower(nn.Module):
         return output
 
 
-def _both(given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _both(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     for name in ("anchor", "augmenting"):
         if name not in given:
             raise ConfigError(

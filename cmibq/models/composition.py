@@ -72,8 +72,7 @@ class Composition:
             self.entropy[layer] = seen.entropy.detach()
         if seen.weights is not None:
             self.weights[layer] = seen.weights.detach()
-        made = seen.out
-        return made if hidden.ndim == 3 else made.transpose(1, 2).reshape(hidden.shape)
+        return _as_before(seen.out, hidden)
 
 
 @dataclass
@@ -142,6 +141,18 @@ def note(now: Composition) -> None:
 def as_tokens(hidden: Tensor) -> Tensor:
     """Return features of a layer as [B, L, C]; maps [B, C, H, W] are read row by row."""
     return hidden if hidden.ndim == 3 else hidden.flatten(2).transpose(1, 2)
+
+
+def _as_before(tokens: Tensor, hidden: Tensor) -> Tensor:
+    """Return fused tokens in the shape and the memory layout of what a layer gave.
+
+    The layout too, because torch adds up in another order where it differs: at step 0 the next
+    layers must give the anchor's bits.
+    """
+    made = tokens if hidden.ndim == 3 else tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])
+    if made.stride() == hidden.stride():
+        return made
+    return torch.empty_like(hidden).copy_(made)
 
 
 def recomputes() -> bool:

@@ -73,3 +73,38 @@ def pixels(count: int = 2) -> dict[str, torch.Tensor]:
         "anchor": torch.randn(count, 3, 28, 28, generator=g),
         "augmenting": torch.randn(count, 3, 42, 42, generator=g),
     }
+
+
+def _vit(kind: str, **fields: Any) -> Any:
+    """Return a tower of one of the families that are built alike."""
+    import transformers as hf
+
+    config, model = getattr(hf, f"{kind}Config"), getattr(hf, f"{kind}Model")
+    return model(config(**(VIT | fields))).eval()
+
+
+def tower(family: str) -> Any:
+    """Return a tiny random tower of a family of `cmibq.models.towers.TOWERS`."""
+    import transformers as hf
+
+    torch.manual_seed(4)
+    staged = {"image_size": 64, "patch_size": 4, "depths": [1, 1, 2, 1], "window_size": 2}
+    if family in ("swin", "swinv2"):
+        kind = {"swin": "Swin", "swinv2": "Swinv2"}[family]
+        config = getattr(hf, f"{kind}Config")(**staged, embed_dim=8, num_heads=[1, 2, 2, 4])
+        return getattr(hf, f"{kind}Model")(config).eval()
+    if family in ("convnext", "convnextv2"):
+        kind = {"convnext": "ConvNext", "convnextv2": "ConvNextV2"}[family]
+        return _vit(kind, **staged, hidden_sizes=[8, 16, 24, 32])
+    if family == "siglip_vision_model":
+        return hf.SiglipVisionModel(hf.SiglipVisionConfig(**VIT)).eval()
+    if family == "clip_vision_model":
+        return clip()
+    kind = {
+        "dinov2": "Dinov2",
+        "dinov2_with_registers": "Dinov2WithRegisters",
+        "vit": "ViT",
+        "deit": "DeiT",
+        "beit": "Beit",
+    }[family]
+    return _vit(kind)
