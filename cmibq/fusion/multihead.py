@@ -50,6 +50,9 @@ def _operands(
         zip(("wq", "wk", "wv"), inner.in_proj_weight.chunk(3), strict=True)
     )
     found |= zip(("bq", "bk", "bv"), inner.in_proj_bias.chunk(3), strict=True)
+    # A key's bias adds the same to all scores of a row: its gradient is 0 but for rounding, from
+    # which Adam would make steps as large as all others.
+    found["bk"] = found["bk"].detach()
     found |= {"wo": inner.out_proj.weight, "bo": inner.out_proj.bias}
     if gate is not None:
         found |= {"wo": gate.reshape(-1, 1) * found["wo"], "bo": gate * found["bo"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from cmibq.integrations.calm import attach_calm
 from cmibq.integrations.hooks import projector_of
 from cmibq.integrations.hostloss import host_parameters
 from cmibq.models.composed import CALMVisionTower
-from cmibq.models.tower_files import tower_folder, tower_skeleton
-from cmibq.models.towers import parts_of
+from cmibq.models.composed_files import tower_config
+from cmibq.models.processor import quiet
 from cmibq.recipe import parse_model_args
 from cmibq.recipe.calm import CALMConfig
+from cmibq.recipe.places import local_path, placeholder
 from cmibq.recipe.train_calm import CALMRecipe
 from cmibq.train.parameters import Row, count, format_table, total
 
-__all__ = ["choose_", "config_for", "describe", "numbers", "parts_table", "plan"]
+__all__ = ["choose_", "config_for", "describe", "numbers", "parts_table", "plan", "tower_folder"]
 
 
 def config_for(recipe: CALMRecipe, model: nn.Module) -> CALMConfig:
@@ -74,7 +76,7 @@ def describe(model: nn.Module, tower: CALMVisionTower) -> str:
     """Return the table of parameters as text, and the share that is trained."""
     rows = parts_table(model, tower)
     sight = next(row for row in rows if row.name == "towers and fusions")
-    here, there = parts_of(tower.anchor_tower), parts_of(tower.augmenting_tower)
+    here, there = tower.parts
     n, depth = len(tower.calm_modules), here.depth
     told = f"trained: {100 * rows[-1].share:.2f} % of the model"
     if sight.trainable:
@@ -94,12 +96,39 @@ def describe(model: nn.Module, tower: CALMVisionTower) -> str:
     )
 
 
+def tower_folder(name: str, field: str = "augmenting_model") -> Path:
+    """Return the folder of a vision tower.
+
+    Args:
+        name: a folder, or ``owner/name`` of what the Hugging Face cache of this machine holds.
+        field: what the name was given as.
+
+    Raises:
+        ConfigError: the name is empty or stands for a folder of one's own.
+    """
+    if not name or placeholder(name):
+        raise ConfigError(
+            f"{field} is {name!r}; give the folder of a vision tower (CLIP, SigLIP, DINOv2, ViT,"
+            " ...)"
+        )
+    return local_path(name, "model")
+
+
+def _tower_skeleton(folder: Path) -> nn.Module:
+    """Return a tower on the ``meta`` device: shapes without weights."""
+    from transformers import AutoModel
+
+    with quiet(), torch.device("meta"):
+        made: nn.Module = AutoModel.from_config(tower_config(folder))
+    return made
+
+
 def _skeletons(recipe: CALMRecipe) -> tuple[models.LoadedModel, CALMVisionTower]:
     folder = parse_model_args(recipe.model_args)
     adapter = models.read_family(folder, model=recipe.model)
     there = tower_folder(recipe.augmenting_model)
     loaded = models.LoadedModel(models.skeleton(folder), None, adapter, folder)
-    augmenting = tower_skeleton(there)
+    augmenting = _tower_skeleton(there)
     with torch.device("meta"):
         tower = attach_calm(loaded.model, augmenting, config_for(recipe, loaded.model))
     return loaded, tower
@@ -113,7 +142,7 @@ def _check_anchor(recipe: CALMRecipe, tower: CALMVisionTower) -> None:
     """Refuse an ``anchor_model`` that is another tower than the model's own."""
     if not recipe.anchor_model:
         return
-    named = tower_skeleton(tower_folder(recipe.anchor_model, "anchor_model"))
+    named = _tower_skeleton(tower_folder(recipe.anchor_model, "anchor_model"))
     if _shapes(named) != _shapes(tower.anchor_tower):
         raise ConfigError(
             f"anchor_model {recipe.anchor_model!r} is a {type(named).__name__} of other shapes than"

@@ -17,7 +17,7 @@ from cmibq.eval.footprint import PeakMemory, peak_memory
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.integrations.batches import Batches
 from cmibq.integrations.calm import attach_calm
-from cmibq.integrations.calm_plan import choose_, config_for, describe, numbers, plan
+from cmibq.integrations.calm_plan import choose_, config_for, describe, numbers, plan, tower_folder
 from cmibq.integrations.calm_stage1 import (
     STAGE1,
     check_fusions,
@@ -30,7 +30,7 @@ from cmibq.integrations.calm_start import added_ms, start_losses
 from cmibq.integrations.hostloss import recompute_, shared_loss
 from cmibq.integrations.job import Job, OnStep, check_places, finished, read_shown
 from cmibq.models.composed import CALMVisionTower
-from cmibq.models.tower_files import load_tower, tower_folder
+from cmibq.models.composed_files import open_tower
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import format_size, parse_model_args
 from cmibq.recipe.train_calm import CALMRecipe
@@ -101,10 +101,11 @@ class _Job(Job):
 def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say: Say) -> _Job:
     samples = read_shown(recipe, "a vision tower is trained on images")
     loaded = models.load(parse_model_args(recipe.model_args), model=recipe.model)
-    augmenting = load_tower(tower_folder(recipe.augmenting_model))
+    dtype = next(loaded.model.parameters()).dtype
+    augmenting = open_tower(tower_folder(recipe.augmenting_model), dtype=dtype)
     torch.manual_seed(recipe.seed)
     config = config_for(recipe, loaded.model)
-    tower = attach_calm(loaded.model, augmenting.to(next(loaded.model.parameters()).dtype), config)
+    tower = attach_calm(loaded.model, augmenting, config)
     encoded = encode(samples, loaded.processor)
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}

@@ -166,7 +166,7 @@ def test_the_plan_reads_no_weights(
     [
         ({"attention_heads": 5}, "num_heads is 5, which does not divide the anchor's width 32"),
         ({"augmenting_model": ""}, "augmenting_model is ''"),
-        ({"augmenting_model": "nowhere"}, "augmenting_model 'nowhere' has no config.json"),
+        ({"augmenting_model": "nowhere"}, "'nowhere' is no folder of a vision tower"),
         ({"composition_layers": 3}, "composition_layers is 3, but the tower has 2 layers"),
         ({"fusion_strategy": "cross"}, "cross"),
         ({"data_path": ""}, "data_path is empty"),
@@ -188,7 +188,7 @@ def test_what_is_wrong_is_told_before_weights_load(
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(calm_training.models, "load", load)
-    monkeypatch.setattr(calm_training, "load_tower", load)
+    monkeypatch.setattr(calm_training, "open_tower", load)
     told = trained | {"output_path": str(tmp_path / "o")} | more
     assert main(["train", "calm", *flags(told)]) != 0
     assert message in capsys.readouterr().err

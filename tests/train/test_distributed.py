@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"steps": 4, "every": 0, "die": (0, 0), "alignment_weight": 0.5}
 
 
-def pair(folder: Path, settings: dict[str, Any]) -> None:
+def pair(folder: Path, settings: dict[str, Any], module: str = "tests.train.worker") -> None:
     """Run two processes as torchrun starts them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -30,7 +30,7 @@ def pair(folder: Path, settings: dict[str, Any]) -> None:
         **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         **{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     }
-    words = [sys.executable, "-m", "tests.train.worker", str(folder), json.dumps(settings)]
+    words = [sys.executable, "-m", module, str(folder), json.dumps(settings)]
     both = [subprocess.Popen(words, cwd=ROOT, env=env | {"RANK": str(r)}) for r in range(2)]
     assert [p.wait(180) for p in both] == [0, 0]
 
