@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from cmibq.serve.presets import Preset
 from cmibq.serve.session import Panel, looks_at, side_by_side
 from cmibq.serve.voices import composed_tower
 
-__all__ = ["build_page", "launch"]
+__all__ = ["build_page", "find_port", "launch"]
 
 _ONE = {"concurrency_limit": 1, "concurrency_id": "models", "show_progress": "hidden"}
 
@@ -234,18 +235,12 @@ def launch(
     """
     import gradio
 
-    try:
-        _, local, public = page.queue(api_open=False).launch(
-            server_name=config.host, server_port=config.port or _free(config.host),
-            share=config.share, inbrowser=config.open_browser, quiet=True, ssr_mode=False,
-            prevent_thread_lock=True, footer_links=[], css=CSS,
-            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        )  # fmt: skip
-    except OSError as error:
-        raise ConfigError(
-            f"port {config.port} of {config.host} cannot be used ({error}); choose another, or"
-            " --port 0 for a free one"
-        ) from error
+    _, local, public = page.queue(api_open=False).launch(
+        server_name=config.host, server_port=find_port(config.host, config.port),
+        share=config.share, inbrowser=config.open_browser, quiet=True, ssr_mode=False,
+        prevent_thread_lock=True, footer_links=[], css=CSS,
+        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )  # fmt: skip
     if on_open is not None:
         on_open(public or local)
         with contextlib.suppress(KeyboardInterrupt):
@@ -254,10 +249,24 @@ def launch(
         page.close()
 
 
-def _free(host: str) -> int:
-    """Return a port that nobody uses."""
-    import socket
+def find_port(host: str, port: int) -> int:
+    """Return a port that can be listened at.
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    Args:
+        host: address.
+        port: the port that is wanted; 0 finds one.
+
+    Raises:
+        ConfigError: it is taken, or this machine does not have the address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {host} cannot be used ({error}); choose another, or --port 0 for a"
+            " free one"
+        ) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import sys
 import types
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cmibq.cli.main import main
-from cmibq.errors import ModelError
+from cmibq.errors import ConfigError, ModelError
 from cmibq.recipe.serve import ServeConfig
+from cmibq.serve.app import find_port
 from cmibq.serve.opening import open_panel
 from tests.serve.composed import write_presets
 
@@ -55,3 +57,15 @@ def test_presets_come_first(llava_dir: Path, tmp_path: Path) -> None:
     path = write_presets(tmp_path)
     with pytest.raises(ModelError, match="stands alone"):
         open_panel(ServeConfig(model_path=str(llava_dir), presets=str(path)))
+
+
+def test_a_taken_port_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be used"):
+            find_port("127.0.0.1", port)
+    assert find_port("127.0.0.1", 0) > 0
+    with pytest.raises(ConfigError, match="cannot be used"):
+        find_port("203.0.113.1", 0)  # an address for documentation

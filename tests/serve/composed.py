@@ -13,8 +13,11 @@ from cmibq.integrations.calm import attach_calm
 from cmibq.models import LoadedModel
 from cmibq.recipe.calm import CALMConfig
 from cmibq.serve.opening import open_any
+from cmibq.serve.session import Panel
+from cmibq.serve.voices import in_eight_bits, voices_of
 
 QUESTION = "is red ?"  # the random model has more to say to it than to others
+TOKENS = 8
 
 
 def make_composed(folder: Path, **fields: Any) -> LoadedModel:
@@ -40,6 +43,12 @@ def make_composed(folder: Path, **fields: Any) -> LoadedModel:
             assert name
     loaded.model.eval()
     return loaded
+
+
+def make_panel(folder: Path) -> Panel:
+    """Return who answers on the page of the browser's tests."""
+    composed = make_composed(folder)
+    return Panel(voices_of(composed, int8=in_eight_bits(composed)), TOKENS)
 
 
 def write_presets(out: Path) -> Path:
