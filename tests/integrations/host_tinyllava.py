@@ -200,6 +200,72 @@ def command_line(repo: Path, root: Path, folder: Path) -> None:
     assert "'outputs'" in said.getvalue(), said.getvalue()
 
 
+def finetuned(repo: Path, root: Path) -> tuple[dict[str, str], Path]:
+    """Train both stages; return the assets and the folder of the second."""
+    paths, one, two = assets(root), root / "serve-pretrain", root / "serve-finetune"
+    run(repo, arguments(paths, one, 1, max_steps="1"))
+    run(repo, arguments(paths, two, 2, max_steps="1", pretrained_model_path=str(one)))
+    return paths, two
+
+
+@contextlib.contextmanager
+def without_cuda() -> Any:
+    """Let scripts that always say cuda run here."""
+    kept = {k: (k.to, k.cuda) for k in (torch.Tensor, torch.nn.Module)}
+
+    def to(plain: Any) -> Any:
+        def moved(self: Any, *args: Any, **told: Any) -> Any:
+            args = tuple(a for a in args if a != "cuda")
+            told = {k: v for k, v in told.items() if v != "cuda"}
+            return plain(self, *args, **told) if args or told else self
+
+        return moved
+
+    for kind in kept:
+        kind.to, kind.cuda = to(kind.to), lambda self, *_: self
+    try:
+        yield
+    finally:
+        for kind, (first, second) in kept.items():
+            kind.to, kind.cuda = first, second
+
+
+def serving(repo: Path, root: Path) -> None:
+    """The demo answers about a picture, and scripts of the evaluation run."""
+    import runpy
+    from unittest import mock
+
+    from PIL import Image
+
+    _, folder = finetuned(repo, root)
+    for name in ("gradio", "shortuuid"):
+        try:
+            __import__(name)
+        except ImportError:
+            sys.modules[name] = mock.MagicMock(uuid=lambda: "id", __version__="0")
+    kept, plain = {}, runpy.run_path
+    runpy.run_path = lambda *a, **k: kept.update(plain(*a, **k))
+    same = ["--model-path", str(folder), "--conv-mode", "llama"]
+    with mock.patch("gradio.Blocks.launch", create=True):
+        script(repo, "serve/app.py", [*same, "--device", "cpu"])
+    runpy.run_path = plain
+    state = kept["Message"]()
+    picture = Image.open(root / "0.png")
+    kept["add_text"](state, "what is here", picture, "Default")
+    answers = [chat[-1][1] for _, chat in kept["http_bot"](state, 0.0, 1.0, 4)]
+    assert answers[0] == "\u258c", answers
+    ask = ["--image-file", str(root / "0.png"), "--query", "what is here", "--temperature", "0"]
+    asked = {"question_id": 1, "image": "0.png", "text": "what is here"}
+    (root / "ask.jsonl").write_text(json.dumps(asked))
+    told = {"image-folder": str(root), "question-file": str(root / "ask.jsonl"), "temperature": "0"}
+    told |= {"answers-file": str(root / "out/answers.jsonl"), "max_new_tokens": "4"}
+    with without_cuda(), contextlib.redirect_stdout(io.StringIO()):
+        script(repo, "eval/run_tiny_llava.py", [*same, *ask, "--max_new_tokens", "4"])
+        more = [part for name, value in told.items() for part in (f"--{name}", value)]
+        script(repo, "eval/model_vqa_loader.py", [*same, *more])
+    assert json.loads((root / "out/answers.jsonl").read_text())["question_id"] == 1
+
+
 def checkpointing(repo: Path, root: Path) -> None:
     """With gradient checkpointing the weights become the same ones as without."""
     paths, found = assets(root), []
@@ -329,6 +395,77 @@ def torchrun(repo: Path, root: Path) -> None:
     assert all(bool(gate.any()) for gate in gates)
 
 
+def _twice(name: str) -> str:
+    """Return a weight's name as the public fork has it."""
+    if "calm_modules." not in name:
+        return name
+    name = name.replace(".projection.", ".projection.projection.")
+    return name.replace(".cross_attention.", ".cross_attention.cross_attention.")
+
+
+def _forked(config: Path) -> None:
+    fields = json.loads(config.read_text())
+    fields["vision_config"].pop("calm")
+    config.write_text(json.dumps(fields))
+
+
+@torch.no_grad()
+def _fork_features(tower: Any, pixels: dict[str, Any]) -> torch.Tensor:
+    """Return what the fork's own forward gives: layers 3, 6, 9, 12, no norm, the last layer."""
+    other = tower.augmenting_tower(pixels["augmenting"], output_hidden_states=True).hidden_states
+    clip = tower.anchor_tower.vision_model
+    hidden = clip.pre_layrnorm(clip.embeddings(pixels["anchor"]))
+    for at, layer in enumerate(clip.encoder.layers, 1):
+        hidden = layer(hidden, None, None)[0]
+        if at in (3, 6, 9, 12):
+            module = tower.calm_modules[at // 3 - 1]
+            seen = module.projection(other[at // 3 * len(other[1:]) // 4])
+            hidden = hidden + module.cross_attention(hidden, seen, seen)[0]
+    return hidden[:, 1:]
+
+
+def fork(repo: Path, root: Path) -> None:
+    """Checkpoints of the public CALM fork, in both of its layouts, open and train on."""
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPModel
+
+    paths, one, two = assets(root, depth=14), root / "calm-pretrain", root / "calm-finetune"
+    more = {"fusion_strategy": "cross_attention", "norm": "none", "anchor_layers": "3,6,9,12"}
+    more["mm_vision_select_layer"] = "-1"
+    run(repo, arguments(paths, one, 1, **more))
+    whole = {
+        f"anchor_tower.{k}": v
+        for k, v in CLIPModel.from_pretrained(paths["clip"]).state_dict().items()
+    }
+    file = one / "vision_tower/pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    torch.save(whole | {_twice(k): v for k, v in state.items()}, file)
+    _forked(one / "config.json")
+    more = {"pretrained_model_path": str(one), "tune_type_vision_tower": "calm"}
+    model, before = run(repo, arguments(paths, two, 2, **more))
+    for name, value in state.items():
+        assert torch.equal(before[f"vision_tower._vision_tower.{name}"], value), name
+    assert len(fusions(model)) == 24
+    assert fusions(model) <= moved(model, before)
+    _forked(two / "config.json")
+    save_file(
+        {_twice(k): v for k, v in load_file(two / "model.safetensors").items()},
+        two / "model.safetensors",
+    )
+    from tinyllava.model import load_pretrained_model
+
+    again = load_pretrained_model(str(two), device="cpu")[0]
+    told = inputs(again)
+    assert torch.equal(logits(again, told), logits(model, told))
+    tower = again.vision_tower
+    pixels = tower._image_processor.unpack(told["images"])
+    with torch.no_grad():
+        made = tower(told["images"])
+    torch.testing.assert_close(
+        made, _fork_features(tower._vision_tower, pixels), rtol=1e-5, atol=1e-5
+    )
+
+
 def attributes() -> dict[str, Any]:
     """Return every attribute of the host's classes and modules that may be touched."""
     import importlib
@@ -390,6 +527,8 @@ if __name__ == "__main__":
             "readme": readme,
             "bottleneck": bottleneck,
             "torchrun": torchrun,
+            "fork": fork,
+            "serving": serving,
             "installing": installing,
         }
         parts[part](host, Path(place))

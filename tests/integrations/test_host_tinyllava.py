@@ -18,7 +18,17 @@ PYTHON, REPO = HOSTS / "host-tinyllava/bin/python", HOSTS / "TinyLLaVA_Factory"
     not (PYTHON.exists() and REPO.exists()), reason="needs TinyLLaVA and host-tinyllava: make hosts"
 )
 @pytest.mark.parametrize(
-    "part", ["stages", "checkpointing", "readme", "bottleneck", "torchrun", "installing"]
+    "part",
+    [
+        "stages",
+        "checkpointing",
+        "readme",
+        "bottleneck",
+        "torchrun",
+        "fork",
+        "serving",
+        "installing",
+    ],
 )
 def test_tinyllava_trains_a_composed_tower(part: str) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
