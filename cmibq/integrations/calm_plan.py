@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from cmibq.integrations.calm import attach_calm
 from cmibq.integrations.hooks import projector_of
 from cmibq.integrations.hostloss import host_parameters
 from cmibq.models.composed import CALMVisionTower
-from cmibq.models.composed_files import tower_config
+from cmibq.models.composed_files import open_image_processor, tower_config
+from cmibq.models.packed import PackedProcessor
 from cmibq.models.processor import quiet
 from cmibq.recipe import parse_model_args
 from cmibq.recipe.calm import CALMConfig
@@ -23,7 +26,18 @@ from cmibq.recipe.places import local_path, placeholder
 from cmibq.recipe.train_calm import CALMRecipe
 from cmibq.train.parameters import Row, count, format_table, total
 
-__all__ = ["choose_", "config_for", "describe", "numbers", "parts_table", "plan", "tower_folder"]
+__all__ = [
+    "choose_",
+    "config_for",
+    "describe",
+    "numbers",
+    "parts_table",
+    "plan",
+    "seeing_both",
+    "tower_folder",
+]
+
+_logger = logging.getLogger(__name__)
 
 
 def config_for(recipe: CALMRecipe, model: nn.Module) -> CALMConfig:
@@ -123,6 +137,40 @@ def _tower_skeleton(folder: Path) -> nn.Module:
     return made
 
 
+def seeing_both(processor: Any, recipe: CALMRecipe, tower: CALMVisionTower) -> Any:
+    """Return a processor whose pixels are those of both towers (`cmibq.models.packed`).
+
+    Texts are for the model's own processor: it counts image tokens by the anchor's pixels.
+
+    Args:
+        processor: of the model.
+        recipe: names the folder of the augmenting tower.
+        tower: the composed tower, for the sizes that it takes.
+
+    Returns:
+        A copy; the processor itself, with a warning, where the augmenting tower's folder has no
+        image processor: it then gets the anchor's pixels in its own size.
+
+    Raises:
+        ConfigError: a processor makes images of another size than its tower takes.
+    """
+    folder = tower_folder(recipe.augmenting_model)
+    found = open_image_processor(folder)
+    if found is None:
+        _logger.warning(
+            "%s has no image processor (preprocessor_config.json): the augmenting tower gets the"
+            " anchor's pixels, with the anchor's mean and deviation, in its own size",
+            folder,
+        )
+        return processor
+    made = copy.copy(processor)
+    both = PackedProcessor(processor.image_processor, found)
+    here, there = tower.parts
+    both.check((here.image_size, there.image_size))
+    made.image_processor = both
+    return made
+
+
 def _skeletons(recipe: CALMRecipe) -> tuple[models.LoadedModel, CALMVisionTower]:
     folder = parse_model_args(recipe.model_args)
     adapter = models.read_family(folder, model=recipe.model)
@@ -159,6 +207,8 @@ def plan(recipe: CALMRecipe) -> dict[int, str]:
     """
     loaded, tower = _skeletons(recipe)
     _check_anchor(recipe, tower)
+    if (loaded.path / "processor_config.json").exists():
+        seeing_both(models.load_processor(loaded.path), recipe, tower)
     made = {}
     for stage in recipe.wanted:
         choose_(loaded, tower, recipe, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,15 @@ from cmibq.eval.footprint import PeakMemory, peak_memory
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.integrations.batches import Batches
 from cmibq.integrations.calm import attach_calm
-from cmibq.integrations.calm_plan import choose_, config_for, describe, numbers, plan, tower_folder
+from cmibq.integrations.calm_plan import (
+    choose_,
+    config_for,
+    describe,
+    numbers,
+    plan,
+    seeing_both,
+    tower_folder,
+)
 from cmibq.integrations.calm_stage1 import (
     STAGE1,
     check_fusions,
@@ -87,6 +96,7 @@ class _Job(Job):
     say: Say
     on_begin: Begin | None = None
     found: dict[str, Any] = field(default_factory=dict)
+    plain: Any = None
 
     def write(self, done: list[int]) -> None:
         """Write what is known of the run."""
@@ -107,10 +117,12 @@ def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say:
     config = config_for(recipe, loaded.model)
     tower = attach_calm(loaded.model, augmenting, config)
     encoded = encode(samples, loaded.processor)
+    plain = loaded.processor
+    loaded = dataclasses.replace(loaded, processor=seeing_both(plain, recipe, tower))
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}
     found = {k: known[k] for k in _FOUND if known.get("identity") == recipe.identity and k in known}
-    return _Job(recipe, loaded, encoded, on_step, tower, say, begin, found)
+    return _Job(recipe, loaded, encoded, on_step, tower, say, begin, found, plain)
 
 
 def _measure(job: _Job) -> None:
@@ -243,7 +255,7 @@ def _run(job: _Job, done: list[int]) -> None:
     job.loaded.model.eval()
     if rank() == 0:
         with atomic_dir(job.out / "model", overwrite=True) as folder:
-            models.save_float(job.loaded, folder)
+            models.save_float(dataclasses.replace(job.loaded, processor=job.plain), folder)
     job.write(sorted({*done, *recipe.wanted}))
 
 
