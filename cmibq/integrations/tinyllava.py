@@ -24,7 +24,7 @@ from cmibq.integrations.hooks import add_bridge
 from cmibq.integrations.llava_host import SAVING, named_with_state, preparing, with_callback
 from cmibq.integrations.patches import Patches
 from cmibq.integrations.tinyllava_config import Wanted, choosing, describing, starting
-from cmibq.integrations.tinyllava_host import loosen, need, stub, tuning, unstub
+from cmibq.integrations.tinyllava_host import loosen, need, need_deepspeed, stub, tuning, unstub
 from cmibq.integrations.tinyllava_record import KEY
 from cmibq.integrations.tinyllava_start import warning
 from cmibq.integrations.tinyllava_tower import opening, tower_class
@@ -43,7 +43,10 @@ def translate(args: Sequence[str]) -> list[str]:
 
     Raises:
         ConfigError: see `cmibq.integrations.tinyllava_args`.
+        ModelError: deepspeed is asked for and is not there.
     """
+    if any(word.partition("=")[0] == "--deepspeed" for word in args):
+        need_deepspeed()
     left, _wanted.flags = tinyllava_args.translate(args)
     CALMConfig.from_dict(_wanted.options)
     return left

@@ -20,7 +20,7 @@ from cmibq.integrations.patches import Patches
 from cmibq.integrations.tinyllava_record import KEY
 from cmibq.models.composed import CALMVisionTower
 
-__all__ = ["composed_of", "loosen", "need", "stub", "tuning", "unstub"]
+__all__ = ["composed_of", "loosen", "need", "need_deepspeed", "stub", "tuning", "unstub"]
 
 _log = logging.getLogger(__name__)
 _NEEDED = ("peft", "accelerate", "einops", "einops_exts", "sentencepiece")
@@ -74,6 +74,20 @@ def stub() -> None:
     parts.ZeroParamStatus = SimpleNamespace(NOT_AVAILABLE=0)
     zero: Any = sys.modules["deepspeed.zero"]
     zero.GatheredParameters = zero.Init = _refuse
+
+
+def need_deepspeed() -> None:
+    """Refuse to train with a deepspeed that is not there.
+
+    Raises:
+        ModelError: with what to do.
+    """
+    found = importlib.util.find_spec("deepspeed")
+    if found is None or getattr(sys.modules.get("deepspeed"), "_cmibq", False):
+        raise ModelError(
+            "--deepspeed needs the package deepspeed: pip install deepspeed, or leave the option"
+            " out and use torchrun"
+        )
 
 
 def unstub() -> None:
