@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
-from cmibq.errors import ModelError
 from cmibq.models.composed import CALMVisionTower
+from cmibq.models.composed_host import calm_of, describe_, host_of
 from cmibq.recipe.calm import CALMConfig
 
 __all__ = ["attach_calm", "calm_of"]
-
-
-def _owner(model: nn.Module) -> Any:
-    """Return the module that holds ``vision_tower``."""
-    for path in ("", "model", "model.model"):
-        found: Any = model
-        for part in filter(None, path.split(".")):
-            found = getattr(found, part, None)
-        if isinstance(getattr(found, "vision_tower", None), nn.Module):
-            return found
-    raise ModelError(
-        f"{type(model).__name__} has no vision_tower; compose a LLaVA-like model, or build a"
-        " CALMVisionTower yourself"
-    )
 
 
 def attach_calm(
@@ -40,12 +24,8 @@ def attach_calm(
     Returns:
         The composed tower, which is now the model's.
     """
-    owner = _owner(model)
+    owner = host_of(model)
     tower = CALMVisionTower(owner.vision_tower, augmenting, config or CALMConfig())
     owner.vision_tower = tower.train(model.training)
+    describe_(model)
     return tower
-
-
-def calm_of(model: nn.Module) -> CALMVisionTower | None:
-    """Return the composed tower of a model, or None."""
-    return next((m for m in model.modules() if isinstance(m, CALMVisionTower)), None)

@@ -14,6 +14,7 @@ from cmibq.models.checks import (
     verify_block,
     verify_groups,
 )
+from cmibq.models.composed_host import calm_of, compose_, settle_
 from cmibq.models.decode import accelerate_
 from cmibq.models.hosts import HostProcessor
 from cmibq.models.load import LoadedModel, load, read_family, save_float, skeleton, target_widths
@@ -29,9 +30,11 @@ __all__ = [
     "accelerate_",
     "adapter_of",
     "call_of",
+    "calm_of",
     "check_groups",
     "check_others",
     "check_weights",
+    "compose_",
     "fitting_group",
     "float32_block",
     "hosts",
@@ -45,6 +48,7 @@ __all__ = [
     "qwen2_vl",
     "read_family",
     "save_float",
+    "settle_",
     "skeleton",
     "target_widths",
     "verify_block",

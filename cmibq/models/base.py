@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError
+from cmibq.models.composed_host import calm_of
 from cmibq.models.rows import CLIP_ROWS, LLAMA_ROWS, GroupRow, groups_of, linears_of
 from cmibq.recipe import parse_scope
 from cmibq.registry import Registry
@@ -124,6 +125,8 @@ class Adapter:
     def blocks(self, model: nn.Module, scope: str = "lm") -> list[tuple[str, nn.Module]]:
         """Return (name in the model, block) of blocks, in order: of the decoder, then vision ones.
 
+        A composed tower has none: its layers are not called one after the other.
+
         Args:
             model: the model.
             scope: parts whose blocks are wanted, for example ``"lm,vision"``.
@@ -135,7 +138,7 @@ class Adapter:
         paths, parts = [], parse_scope(scope)
         if "lm" in parts:
             paths.append(f"{self.decoder_path}.{self.layers}")
-        if "vision" in parts:
+        if "vision" in parts and calm_of(model) is None:
             paths.append(self._part(model, self.towers, "vision blocks")[0])
         return [
             (f"{path}.{n}", m)
@@ -181,6 +184,8 @@ class Adapter:
     def targets(self, model: nn.Module, scope: str = "lm") -> list[str]:
         """Return the names of the linear layers to quantise.
 
+        Of a composed tower these are the layers of both towers and of settled fusions.
+
         Args:
             model: the model.
             scope: parts: ``lm`` all linear layers in the decoder blocks, ``projector`` those
@@ -190,9 +195,11 @@ class Adapter:
             ConfigError: `scope` has an unknown part.
             ModelError: a part is not where the family has it.
         """
-        found = []
+        found: list[tuple[str, nn.Module]] = []
         for part in parse_scope(scope):
-            if part == "projector":
+            if part == "vision" and (tower := calm_of(model)) is not None:
+                found.append((next(n for n, m in model.named_modules() if m is tower), tower))
+            elif part == "projector":
                 found.append(self._part(model, self.projectors, "projector"))
             else:
                 found += self.blocks(model, part)

@@ -215,10 +215,11 @@ class CALMVisionTower(nn.Module):
 
         The tower runs in inference mode and only the wanted layers are kept. Where a gradient is
         wanted they are copied out of it, because autograd cannot save inference tensors; a host
-        that unfreezes the tower gets a graph. With a `cache` images are computed one by one, so
-        that features do not depend on their batch.
+        that unfreezes the tower gets a graph, as does who wants a gradient by the pixels. With a
+        `cache` images are computed one by one, so that features do not depend on their batch.
         """
         frozen = not any(p.requires_grad for p in self.augmenting_tower.parameters())
+        frozen = frozen and not pixels.requires_grad
         if self.cache is not None and frozen:
             found = self.cache.through(self.augmenting_tower, self.sources, pixels, self._run)
         else:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmibq.errors import DataError, ModelError, nearest
+from cmibq.errors import CmibqError, DataError, ModelError, nearest
 from cmibq.fileio import read_json
 from cmibq.models.base import MODELS, Adapter
 from cmibq.models.checks import verify_groups
+from cmibq.models.composed_host import KEY, calm_of, compose_, read_host, settle_, write_host
 from cmibq.models.processor import load_processor, quiet
 
 __all__ = [
@@ -143,6 +144,9 @@ def skeleton(path: str | os.PathLike[str]) -> nn.Module:
             made: nn.Module = AutoModelForImageTextToText.from_config(
                 AutoConfig.from_pretrained(folder, local_files_only=True)
             )
+            compose_(made)
+    except CmibqError:
+        raise
     except Exception as error:  # transformers raises many kinds
         raise ModelError(
             f"{folder / 'config.json'} does not describe a model ({error}); check the checkpoint"
@@ -152,7 +156,7 @@ def skeleton(path: str | os.PathLike[str]) -> nn.Module:
 
 @functools.lru_cache(maxsize=64)
 def _widths(folder: Path, config: str, scope: str) -> dict[str, int]:
-    made = skeleton(folder)
+    made = settle_(skeleton(folder))
     names = read_family(folder).targets(made, scope)
     return {n: made.get_parameter(f"{n}.weight").shape[1] for n in names}
 
@@ -199,6 +203,8 @@ def _weights(folder: Path) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     _check_size(folder)
+    if KEY in _config(folder):
+        return read_host(folder)
     with quiet():
         try:
             model, found = AutoModelForImageTextToText.from_pretrained(
@@ -265,6 +271,9 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
 def save_float(loaded: LoadedModel, folder: Path) -> None:
     """Write a model and its processor into an existing folder, as transformers would."""
     model: Any = loaded.model
+    if calm_of(model) is not None:
+        write_host(model, folder)
     with quiet():
-        model.save_pretrained(folder)
+        if calm_of(model) is None:
+            model.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)

@@ -98,8 +98,14 @@ INTERNVIT_ROWS = QWEN2_VISION_ROWS
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of a module by their names in it."""
-    return {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    """Return the linear layers of a module by their names in it.
+
+    The output layer of `torch.nn.MultiheadAttention` is left out: it is read, never called.
+    """
+    kept = {id(m.out_proj) for m in block.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {
+        n: m for n, m in block.named_modules() if isinstance(m, nn.Linear) and id(m) not in kept
+    }
 
 
 def _heads(row: GroupRow, block: nn.Module, made: int, read: int) -> ValueHeads | None:

@@ -19,7 +19,7 @@ from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import best_layout, is_package, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
-from cmibq.models import LoadedModel, check_others, check_weights, load, save_float
+from cmibq.models import LoadedModel, check_others, check_weights, load, save_float, settle_
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.capture import Place
 from cmibq.ptq.fit import encoded
@@ -33,7 +33,7 @@ from cmibq.ptq.spill import Room
 from cmibq.ptq.tables import pack_tables_, table_specs
 from cmibq.ptq.team import join
 from cmibq.ptq.verify import Held, hold_out, verify_
-from cmibq.recipe import QuantRecipe, weights_hash
+from cmibq.recipe import QuantRecipe, parse_scope, weights_hash
 from cmibq.search import LinearGroup
 
 __all__ = ["QuantizeResult", "quantize"]
@@ -157,6 +157,8 @@ def _make(job: Job, progress: bool, place: Place) -> tuple[dict[str, Any], Held 
     team = place.team
     samples = encoded(recipe, job.samples, job.model_path)
     loaded = load(job.model_path, model=recipe.model)
+    if "vision" in parse_scope(recipe.scope):
+        settle_(loaded.model)
     adapter = loaded.adapter
     targets = adapter.targets(loaded.model, recipe.scope)
     check_weights(loaded.model, targets)

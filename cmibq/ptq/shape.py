@@ -11,7 +11,7 @@ from torch import nn
 
 from cmibq.alloc.size import row_bytes
 from cmibq.errors import ModelError
-from cmibq.models import Adapter, fitting_group, read_family, skeleton
+from cmibq.models import Adapter, calm_of, fitting_group, read_family, settle_, skeleton
 from cmibq.recipe import QuantRecipe, parse_scope, parse_size
 
 __all__ = ["Part", "Shape", "read_shape"]
@@ -78,6 +78,7 @@ class Shape:
         lm: the decoder.
         vision: the blocks of the vision tower; None without.
         projector: its linear layers.
+        composed: linear layers of a composed tower, which has no blocks.
         embedding: rows and columns of the token embedding.
         tied: whether the output layer is the embedding.
         tower: outputs of the widest layer outside the decoder and head; 0 without one.
@@ -89,6 +90,7 @@ class Shape:
     lm: Part
     vision: Part | None
     projector: tuple[Layer, ...]
+    composed: tuple[Layer, ...]
     embedding: Layer
     tied: bool
     tower: int
@@ -113,6 +115,7 @@ class Shape:
     def layers(self, recipe: QuantRecipe) -> list[Layer]:
         """Return all linear layers in the scope of a recipe."""
         made = [layer for part in self.parts(recipe) for layer in part.layers * part.blocks]
+        made += [*self.composed] * ("vision" in parse_scope(recipe.scope))
         return made + [*self.projector] * ("projector" in parse_scope(recipe.scope))
 
     def tables(self, recipe: QuantRecipe) -> list[tuple[int, Layer]]:
@@ -152,7 +155,7 @@ def read_shape(path: Path) -> Shape:
     Raises:
         ModelError: it is no supported model.
     """
-    adapter, model = read_family(path), skeleton(path)
+    adapter, model = read_family(path), settle_(skeleton(path))
     params = sum(p.numel() for p in model.parameters())
     size = sum(f.stat().st_size for f in path.glob("*.safetensors"))
     head = adapter.lm_head(model).get_parameter("weight")
@@ -163,18 +166,20 @@ def read_shape(path: Path) -> Shape:
         for n, m in model.named_modules()
         if isinstance(m, nn.Linear) and not n.startswith(inside) and n != adapter.head_path
     ]
+    composed = adapter.targets(model, "vision") if calm_of(model) is not None else []
     try:
-        vision = _read_part(adapter, model, "vision")
+        vision = None if composed else _read_part(adapter, model, "vision")
         between = adapter.targets(model, "projector")
     except ModelError:  # a family of which only the decoder can be quantised
         vision, between = None, []
-    weights = (model.get_parameter(f"{n}.weight") for n in between)
+    sizes = {n: model.get_parameter(f"{n}.weight").shape for n in (*between, *composed)}
     return Shape(
         file_bytes=size,
         itemsize=max(round(size / max(params, 1)), 1),
         lm=_read_part(adapter, model, "lm"),
         vision=vision,
-        projector=tuple((w.shape[0], w.shape[1]) for w in weights),
+        projector=tuple((sizes[n][0], sizes[n][1]) for n in between),
+        composed=tuple((sizes[n][0], sizes[n][1]) for n in composed),
         embedding=(head.shape[0], head.shape[1]),
         tied=head is hosted.get_input_embeddings().weight,
         tower=max(tower, default=0),

@@ -18,10 +18,12 @@ from cmibq.errors import ConfigError, DataError
 from cmibq.io import ScaleEntry
 from cmibq.models import (
     LoadedModel,
+    calm_of,
     check_groups,
     check_others,
     check_weights,
     float32_block,
+    settle_,
     verify_groups,
 )
 from cmibq.ptq.capture import PLACE, Place
@@ -97,7 +99,8 @@ def process_tower_(
 ) -> dict[int, BlockFound]:
     """Do for vision blocks what `process_` does for the decoder, then round the projector.
 
-    Nothing is done for parts that are not in the recipe's scope.
+    A composed tower is rounded like the projector. Nothing is done for parts that are not in the
+    recipe's scope.
 
     Args:
         recipe: what to do; gradients and distorted inputs are the decoder's alone.
@@ -128,6 +131,10 @@ def process_tower_(
             part="vision",
             specs=specs,
         )
+    tower = calm_of(loaded.model)
+    if "vision" in parts and change and tower is not None:
+        with float32_block(tower):
+            round_(plain, loaded, loaded.adapter.targets(loaded.model, "vision"), specs)
     if "projector" in parts and change:
         with float32_block(loaded.adapter.projector(loaded.model)):
             round_(plain, loaded, loaded.adapter.targets(loaded.model, "projector"), specs)
@@ -162,6 +169,8 @@ def quantize_(
     if not samples and recipe.method != "rtn":
         raise ConfigError(f"method {recipe.method!r} needs samples; pass some, or take rtn")
     adapter, model = loaded.adapter, loaded.model
+    if "vision" in parse_scope(recipe.scope):
+        settle_(model)
     verify_groups(adapter, model)
     check_weights(model, adapter.targets(model, recipe.scope))
     check_others(model, adapter.targets(model, recipe.scope))

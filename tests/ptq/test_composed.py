@@ -1,0 +1,128 @@
+"""Composed models: one folder, one budget for both towers, fusions, projector and decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmibq import models
+from cmibq.data import encode, read_items
+from cmibq.eval import open_model
+from cmibq.fusion.settled import SettledFusion
+from cmibq.integrations.calm import attach_calm
+from cmibq.nn import PackedLinear
+from cmibq.ptq import quantize
+from cmibq.ptq.fisher import measure
+from cmibq.ptq.sensitivity import Plan
+from cmibq.quant import PerGroup, QuantSpec
+from cmibq.recipe import QuantRecipe
+from cmibq.recipe.calm import CALMConfig
+from tests.fixtures import write_llava
+
+transformers = pytest.importorskip("transformers")
+
+IDS = torch.tensor([[4, 3, 3, 3, 3, 8, 9]])
+PIXELS = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def composed_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a LLaVA whose tower is composed with a DINOv2; its gates are open."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("composed")
+    loaded = models.load(write_llava(out / "plain"))
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(**sizes, image_size=28, patch_size=14)
+    other = transformers.Dinov2Model(config).eval()
+    tower: Any = attach_calm(
+        loaded.model, other, CALMConfig(composition_layers=2, attention_heads=4)
+    )
+    for fusion in tower.calm_modules:
+        nn.init.normal_(fusion.gate, std=0.03)
+    (out / "model").mkdir()
+    models.save_float(loaded, out / "model")
+    return out / "model"
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        made: Tensor = model(input_ids=IDS, pixel_values=PIXELS.to(model.dtype)).logits
+    return made
+
+
+def test_a_folder_opens_as_it_was(composed_dir: Path) -> None:
+    first, second = models.load(composed_dir).model, models.load(composed_dir).model
+    tower: Any = models.calm_of(first)
+    assert torch.equal(logits(first), logits(second))
+    assert (tower.layers, tower.calm_config.attention_heads) == ((0, 1), 4)
+    with torch.no_grad():
+        for fusion in tower.calm_modules:
+            fusion.gate.zero_()
+    assert not torch.equal(logits(first), logits(second)), "the fusions are at work"
+
+
+def test_settled_models_answer_the_same(composed_dir: Path) -> None:
+    model = models.load(composed_dir).model
+    want = logits(model)
+    models.settle_(models.settle_(model))
+    assert all(isinstance(m, SettledFusion) for m in models.calm_of(model).calm_modules)  # type: ignore[union-attr]
+    torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
+
+
+def quantised(composed_dir: Path, items_path: Path, out: Path, **how: Any) -> Any:
+    fields: dict[str, Any] = {
+        "model_args": f"pretrained={composed_dir}",
+        "scope": "lm,projector,vision",
+        "data_path": str(items_path),
+        "n_samples": 12,
+        "output_path": str(out),
+        "format": "cmibq",
+    }
+    return quantize(QuantRecipe(**fields | how), progress=False)
+
+
+def test_w8a8(composed_dir: Path, items_path: Path, tmp_path: Path) -> None:
+    quantised(composed_dir, items_path, tmp_path / "w8", method="rtn", w_bit=8, w_group=-1, a_bit=8)
+    loaded, package = open_model(tmp_path / "w8")
+    assert package is not None
+    packed = {n for n, m in loaded.model.named_modules() if isinstance(m, PackedLinear)}
+    for part in ("anchor_tower", "augmenting_tower", "calm_modules", "projector", "language_model"):
+        assert any(part in n for n in packed), part
+    tower: Any = models.calm_of(loaded.model)
+    assert not [n for n, m in tower.named_modules() if isinstance(m, nn.Linear)]
+    exact: Any = models.calm_of(models.load(composed_dir).model)
+    with torch.no_grad():
+        want, seen = (t(PIXELS).last_hidden_state for t in (exact, tower))
+    assert float((seen - want).norm() / want.norm()) < 0.03
+    got = logits(loaded.model)
+    again, _ = open_model(tmp_path / "w8")
+    assert torch.equal(logits(again.model), got)
+
+
+def test_one_budget(composed_dir: Path, items_path: Path, tmp_path: Path) -> None:
+    most = 180_000
+    result = quantised(
+        composed_dir, items_path, tmp_path / "small", method="awq", w_bit=4, w_group=32,
+        embed_bit=8, head_bit=8, n_grid=4, run_process=True, max_bytes=f"{most}B",
+    )  # fmt: skip
+    loaded, package = open_model(tmp_path / "small")
+    assert package is not None
+    size = (tmp_path / "small" / "cmibq.safetensors").stat().st_size
+    assert 0.9 * most <= size <= most
+    assert result.budget["mixed"]["kl"] >= 0
+    assert bool(logits(loaded.model).isfinite().all())
+
+
+def test_sensitivities_reach_both_towers(composed_dir: Path, items_path: Path) -> None:
+    loaded = models.load(composed_dir)
+    models.settle_(loaded.model)
+    names = loaded.adapter.targets(loaded.model, "vision")
+    plan = Plan({n: QuantSpec(4, PerGroup(8)) for n in names}, {})
+    samples = encode(read_items(items_path)[:2], loaded.processor)
+    found = measure(loaded, samples, plan, (2, 4), rows=16)
+    assert found.keys() == set(names)
+    assert all(bool((t[:, 0] > 0).all()) for t in found.values())
