@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-
-from torch import nn
+from typing import cast
 
 from cmibq.errors import ModelError
+from cmibq.fusion import Fusion
+from cmibq.fusion.settled import settle
 from cmibq.integrations.calm import calm_of
-from cmibq.models import LoadedModel
+from cmibq.models import LoadedModel, accelerate_, linears_of
 from cmibq.models.composed import CALMVisionTower
 from cmibq.nn import convert_
 from cmibq.quant import PerGroup, QuantSpec
@@ -57,24 +58,11 @@ def composed_tower(loaded: LoadedModel) -> CALMVisionTower:
     return tower
 
 
-def _eight_bit_layers(loaded: LoadedModel, tower: CALMVisionTower) -> list[str]:
-    """Return the linear layers that are called: decoder, projector, and both frozen towers."""
-    names = list(loaded.adapter.targets(loaded.model, "lm,projector"))
-    frozen = {
-        id(m)
-        for part in (tower.anchor_tower, tower.augmenting_tower)
-        for m in part.modules()
-        if type(m) is nn.Linear
-    }
-    named = {id(m): n for n, m in loaded.model.named_modules()}
-    return [*names, *(named[at] for at in frozen)]
-
-
 def in_eight_bits(loaded: LoadedModel) -> LoadedModel:
     """Return a copy of a composed model with 8-bit weights and activations; needs no data.
 
-    Weights are rounded to the nearest level per row, activations per token. The fusions, embeddings
-    and the output layer stay as they are.
+    Weights of decoder, projector, both towers and the fusions are rounded to the nearest level per
+    row, activations per token. Embeddings and the output layer stay as they are.
 
     Args:
         loaded: the composed model; left as it was.
@@ -82,10 +70,15 @@ def in_eight_bits(loaded: LoadedModel) -> LoadedModel:
     Raises:
         ModelError: it is not composed, or has NaN weights; names the layer.
     """
-    made = replace(loaded, model=copy.deepcopy(loaded.model))
-    spec = QuantSpec(8, PerGroup(0), True)
-    names = _eight_bit_layers(made, composed_tower(made))
-    convert_(made.model, dict.fromkeys(names, spec), 8)
+    made = replace(loaded, model=copy.deepcopy(loaded.model).requires_grad_(False))
+    tower = composed_tower(made)
+    for number, fusion in enumerate(tower.calm_modules):
+        tower.calm_modules[number] = settle(cast(Fusion, fusion))
+    place = next(name for name, module in made.model.named_modules() if module is tower)
+    names = made.adapter.targets(made.model, "lm,projector")
+    names += [f"{place}.{name}" for name in linears_of(tower)]
+    convert_(made.model, dict.fromkeys(names, QuantSpec(8, PerGroup(0), True)), 8)
+    accelerate_(made.model)
     return made
 
 

@@ -69,16 +69,19 @@ def test_without_fusions_it_is_the_anchor(panel: Panel, llava_dir: Path, red: Pa
     assert said(panel, "augmenting", red, {1}) == said(panel, "augmenting", red)
 
 
-def test_eight_bits_are_a_copy(composed: LoadedModel, panel: Panel) -> None:
+def test_eight_bits_are_a_copy(composed: LoadedModel, panel: Panel, red: Path) -> None:
     rounded = panel.voices[-1].loaded
     names = [name for name, _ in iter_packed(rounded.model)]
-    for part in ("language_model", "projector", "anchor_tower", "augmenting_tower"):
+    for part in ("language_model", "projector", "anchor_tower", "augmenting_tower", "calm_modules"):
         assert any(part in name for name in names), part
     assert not list(iter_packed(composed.model))
     image = torch.zeros(1, 3, 16, 16)
     with torch.no_grad():
         one, two = (composed_tower(x).forward(image).last_hidden_state for x in (composed, rounded))
     assert 0 < (one - two).norm() < 0.1 * one.norm()
+    one, two = (looks_at(Panel(voices_of(x)), red) for x in (composed, rounded))
+    np.testing.assert_allclose(one.weights[0], two.weights[0], atol=0.05)
+    assert one.layers == two.layers
 
 
 def test_where_it_looks(panel: Panel, red: Path) -> None:
