@@ -218,8 +218,7 @@ class CALMVisionTower(nn.Module):
         that unfreezes the tower gets a graph, as does who wants a gradient by the pixels. With a
         `cache` images are computed one by one, so that features do not depend on their batch.
         """
-        frozen = not any(p.requires_grad for p in self.augmenting_tower.parameters())
-        frozen = frozen and not pixels.requires_grad
+        frozen = not any(p.requires_grad for p in (pixels, *self.augmenting_tower.parameters()))
         if self.cache is not None and frozen:
             found = self.cache.through(self.augmenting_tower, self.sources, pixels, self._run)
         else:
