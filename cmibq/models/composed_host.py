@@ -29,7 +29,8 @@ __all__ = [
 KEY = "calm"
 """Entry of config.json: "config" (`CALMConfig`), "augmenting" (configuration of that tower) and
 "settled" (fusions are plain linear layers, as packages have them)."""
-_WEIGHTS = "model.safetensors"
+_WEIGHTS = "calm_model.safetensors"
+"""Not ``model.safetensors``: transformers alone would open that with a random anchor, and warn."""
 
 
 def host_of(model: nn.Module) -> Any:

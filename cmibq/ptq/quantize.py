@@ -19,7 +19,15 @@ from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.io import best_layout, is_package, save_scales
 from cmibq.io import load as load_package
 from cmibq.io import save as save_package
-from cmibq.models import LoadedModel, check_others, check_weights, load, save_float, settle_
+from cmibq.models import (
+    LoadedModel,
+    calm_of,
+    check_others,
+    check_weights,
+    load,
+    save_float,
+    settle_,
+)
 from cmibq.ops.library import torch_threads
 from cmibq.ptq.capture import Place
 from cmibq.ptq.fit import encoded
@@ -90,7 +98,8 @@ def _layout(recipe: QuantRecipe, loaded: LoadedModel) -> str:
     if recipe.format != "auto":
         return recipe.format
     # Others have no place for new biases, and files of another size than was promised.
-    own = recipe.bias_correction or recipe.max_bytes
+    # Programs without cmibq would build a model without its second tower.
+    own = recipe.bias_correction or recipe.max_bytes or calm_of(loaded.model) is not None
     return "cmibq" if own else best_layout(loaded.model)
 
 

@@ -65,6 +65,11 @@ def test_a_folder_opens_as_it_was(composed_dir: Path) -> None:
     assert not torch.equal(logits(first), logits(second)), "the fusions are at work"
 
 
+def test_transformers_alone_refuses_the_folder(composed_dir: Path) -> None:
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        transformers.AutoModelForImageTextToText.from_pretrained(composed_dir)
+
+
 def test_settled_models_answer_the_same(composed_dir: Path) -> None:
     model = models.load(composed_dir).model
     want = logits(model)
@@ -80,7 +85,6 @@ def quantised(composed_dir: Path, items_path: Path, out: Path, **how: Any) -> An
         "data_path": str(items_path),
         "n_samples": 12,
         "output_path": str(out),
-        "format": "cmibq",
     }
     return quantize(QuantRecipe(**fields | how), progress=False)
 
