@@ -146,7 +146,7 @@ def _measure(job: _Job) -> None:
     job.say(
         f"loss before training, nats per token: {', '.join(f'{n} {v}' for n, v in shown.items())}"
     )
-    if anchor is not None and own is not None and own > anchor + 0.01:
+    if own is not None and own != anchor:
         _logger.warning(
             "%s changes the frozen anchor before anything is trained: loss %.4f instead of %.4f"
             " nats per token; gated_attention starts as the anchor",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cmibq.registry import Registry
+from cmibq.train.journal import read_journal
 from cmibq.train.peers import rank
 
 __all__ = ["TRACKERS", "Tracker", "open_trackers"]
@@ -30,19 +31,20 @@ TRACKERS: Registry[Any] = Registry("tracker")
 class _Names:
     """Names of terms elsewhere, and the steps they stand at.
 
+    Args:
+        system: what is trained; steps of calm are counted on through its stages.
+        folder: of the training, whose journal knows the steps of stage one.
+
     Example:
-        >>> _Names("cm-ibq")(2, 5, {"task": 0.5})
+        >>> _Names("cm-ibq", Path())(2, 5, {"task": 0.5})
         ({'stage 2/task': 0.5}, 5)
-        >>> names = _Names("calm")  # counted on through the stages
-        >>> names(1, 5, {"train_loss": 0.5, "total": 0.5}), names(2, 0, {"train_loss": 0.4})
-        (({'train_loss': 0.5}, 5), ({'train_loss': 0.4}, 6))
+        >>> _Names("calm", Path())(1, 5, {"train_loss": 0.5, "total": 0.5})
+        ({'train_loss': 0.5}, 5)
     """
 
-    def __init__(self, system: str) -> None:
-        self.plain = system == "calm"
-        self.first = 0
-        self.last = -1
-        self.stage = 0
+    def __init__(self, system: str, folder: Path) -> None:
+        self.plain, self.log = system == "calm", folder / "log.jsonl"
+        self.first: int | None = None
 
     def step(self, stage: int) -> str:
         """Return the name of the step of a stage."""
@@ -54,10 +56,10 @@ class _Names:
         """Return the terms of a step and where they stand."""
         if not self.plain:
             return {f"stage {stage}/{name}": value for name, value in log.items()}, step
-        if stage != self.stage:
-            self.stage, self.first = stage, self.last + 1
-        self.last = self.first + step
-        return {name: value for name, value in log.items() if name != "total"}, self.last
+        if stage == 2 and self.first is None:
+            self.first = sum(r["stage"] == 1 for r in read_journal(self.log))
+        at = step + (self.first or 0 if stage == 2 else 0)
+        return {name: value for name, value in log.items() if name != "total"}, at
 
 
 @TRACKERS.register("tensorboard")
@@ -77,7 +79,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         make: Any = SummaryWriter
-        self.names = _Names(system)
+        self.names = _Names(system, folder)
         self.writer = make(str(folder / "tensorboard"))
         self.writer.add_text("settings", "\n".join(f"{k}: {v}" for k, v in settings.items()))
 
@@ -109,7 +111,7 @@ class WandB:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.names = _Names(system)
+        self.names = _Names(system, folder)
         self.run: Any = wandb.init(
             project=system,
             dir=str(folder),

@@ -15,7 +15,7 @@ from cmibq.cli.main import main
 from cmibq.integrations import calm_training
 from cmibq.io.tensors import read_tensors
 from cmibq.recipe.train_calm import CALMRecipe
-from cmibq.train import read_journal
+from cmibq.train import read_journal, trackers
 
 FIELDS: dict[str, Any] = {
     **{"composition_layers": 2, "attention_heads": 4, "batch_size": 4, "epochs": 1},
@@ -132,6 +132,38 @@ def test_stage_two_alone_starts_from_a_stage_one(
     log = read_journal(tmp_path / "two" / "log.jsonl")
     assert [(r["stage"], r["step"]) for r in log] == [(2, 0)]
     assert log[0]["calm_module_grad_norm"] > 0
+
+
+def test_a_norm_that_harms_the_anchor_is_warned_of_and_told_elsewhere(
+    trained: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The published module changes the anchor at step 0: the warning has both losses."""
+    noted: list[tuple[int, dict[str, float]]] = []
+
+    class Noted:
+        def __init__(self, folder: Path, settings: dict[str, Any], system: str) -> None:
+            self.names = trackers._Names(system, folder)
+
+        def __call__(self, stage: int, step: int, log: dict[str, float]) -> None:
+            told, at = self.names(stage, step, log)
+            noted.append((at, told))
+
+        def close(self) -> None:
+            noted.append((-1, {}))
+
+    monkeypatch.setitem(trackers.TRACKERS._parts, "tensorboard", Noted)
+    more = {"output_path": str(tmp_path / "o"), "max_steps": 2, "track": "tensorboard"}
+    more |= {"fusion_strategy": "cross_attention"}
+    assert main(["train", "calm", *flags(trained | more)]) == 0
+    told = json.loads((tmp_path / "o" / "run.json").read_text())["start_losses"]
+    warning = f"loss {told['cross_attention']:.4f} instead of {told['anchor']:.4f} nats per token"
+    assert warning in capsys.readouterr().err
+    assert [at for at, _ in noted] == [0, 1, 2, 3, -1]
+    keys = {"train_loss", "learning_rate", "calm_module_grad_norm", "attention_entropy"}
+    assert all(set(log) == keys for at, log in noted if at >= 0)
 
 
 def test_the_plan_reads_no_weights(
