@@ -107,7 +107,7 @@ bench-docs: $(VENV)
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/table.py
 
-# Older stacks that some tests compare with, each in an environment of its own: MBQ and LLaVA.
+# Older stacks that some tests need, each in an environment of its own: MBQ, LLaVA, TinyLLaVA.
 HOSTS ?= .hosts
 hosts: $(HOSTS)/host-mbq/.installed $(HOSTS)/host-llava/.installed $(HOSTS)/host-tinyllava/.installed
 hosts: $(HOSTS)/MBQ $(HOSTS)/LLaVA $(HOSTS)/LLaVA-NeXT $(HOSTS)/TinyLLaVA_Factory

@@ -466,6 +466,27 @@ def fork(repo: Path, root: Path) -> None:
     )
 
 
+def scripts(repo: Path, root: Path) -> None:
+    """The script that comes with cmibq runs both stages."""
+    import os
+    import subprocess
+
+    import cmibq
+
+    paths = assets(root)
+    told = {"TINYLLAVA": str(repo), "LLM_VERSION": paths["llm"], "VT_VERSION": paths["clip"]}
+    told |= {"VT_VERSION2": paths["dino"], "OUTPUT": str(root / "calm"), "PYTHON": sys.executable}
+    told |= {"DATA_PATH": str(root / "pictures.json"), "IMAGE_PATH": str(root)}
+    told |= {"FINETUNE_DATA_PATH": str(root / "data.json"), "FINETUNE_IMAGE_PATH": str(root)}
+    file = Path(cmibq.__file__).parent / "configs/tinyllava/train_calm.sh"
+    more = ["--use_cpu", "True", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    command = ["bash", str(file), *more, "--ddp_backend", "gloo"]
+    env = os.environ | told
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (root / "calm-finetune/model.safetensors").is_file()
+
+
 def attributes() -> dict[str, Any]:
     """Return every attribute of the host's classes and modules that may be touched."""
     import importlib
@@ -529,6 +550,7 @@ if __name__ == "__main__":
             "torchrun": torchrun,
             "fork": fork,
             "serving": serving,
+            "scripts": scripts,
             "installing": installing,
         }
         parts[part](host, Path(place))
