@@ -27,20 +27,25 @@ CSS: Final = """
 .pixels img { image-rendering: pixelated; width: 100% !important; height: 100% !important;
   object-fit: contain; }
 #anchor-view img { cursor: crosshair; }
-#presets button { font-weight: normal; justify-content: flex-start; }
+#presets button { font-weight: normal; justify-content: flex-start; text-align: left; }
 #presets img { image-rendering: pixelated; width: 2.2em; height: 2.2em; }
-.prose table.answers, .prose table.answers tr { border: 0 !important; }
-.prose table.answers { width: 100%; border-collapse: collapse; margin: 0; }
-.prose table.answers th, .prose table.answers td { text-align: left; padding: .5em .6em;
-  table.answers small { display: block; font-weight: normal; opacity: .65; }
-table.answers .said { font-size: 1.15em; width: 40%; }
-table.answers .ms { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.right { color: #00735c; } .wrong { color: #b54400; }
-.dark .right { color: #4fd1ae; } .dark .wrong { color: #ff9a5c; }
+.prose table.answers { width: 100%; border: 0; margin: 0; }
+.prose table.answers :is(tr, th, td) { border: 0; }
+.prose table.answers :is(th, td) { padding: .5em .6em; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--border-color-primary); }
+.prose table.answers small { display: block; font-weight: normal; opacity: .65; }
+.prose table.answers .said { width: 40%; font-size: 1.15em; }
+.prose table.answers .ms { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.answers .right { color: #00735c; } .answers .wrong { color: #b54400; }
+.dark .answers .right { color: #4fd1ae; } .dark .answers .wrong { color: #ff9a5c; }
 """
 
-_MARKS = {True: "<td class='right'>\N{CHECK MARK} right</td>", None: "<td></td>"}
-_MARKS |= {False: "<td class='wrong'>\N{BALLOT X} wrong</td>"}
+
+_MARKS: Final = {
+    True: "<td class='right'>\N{CHECK MARK} right</td>",
+    False: "<td class='wrong'>\N{BALLOT X} wrong</td>",
+    None: "<td></td>",
+}
 
 
 def answer_table(voices: Sequence[Voice], found: Mapping[str, Answer], expected: str = "") -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cmibq.integrations.calm import attach_calm
-from cmibq.models import LoadedModel
+from cmibq.models import LoadedModel, save_float
 from cmibq.recipe.calm import CALMConfig
 from cmibq.serve.opening import open_any
 from cmibq.serve.session import Panel
@@ -45,10 +45,17 @@ def make_composed(folder: Path, **fields: Any) -> LoadedModel:
     return loaded
 
 
-def make_panel(folder: Path) -> Panel:
+def make_panel(composed: LoadedModel) -> Panel:
     """Return who answers on the page of the browser's tests."""
-    composed = make_composed(folder)
     return Panel(voices_of(composed, int8=in_eight_bits(composed)), TOKENS)
+
+
+def write_composed(out: Path, folder: Path) -> Path:
+    """Write a composed model of a LLaVA folder, and presets beside it."""
+    out.mkdir()
+    save_float(make_composed(folder), out)
+    write_presets(out)
+    return out
 
 
 def write_presets(out: Path) -> Path:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,41 +21,58 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmibq.serve.opening import open_any
 from cmibq.serve.pictures import overlaid
-from cmibq.serve.presets import Preset, read_presets
+from cmibq.serve.presets import FILE, Preset, read_presets
 from cmibq.serve.session import Panel, looks_at, stream
-from tests.serve.composed import QUESTION, make_panel, write_presets
+from tests.serve.composed import QUESTION, TOKENS, make_panel, write_composed
 
 CHROMIUM = os.environ.get("CMIBQ_CHROMIUM") or shutil.which("chromium")
-WAIT = 20_000  # ms
+WAIT = 60_000  # ms
+_GUARDED = """
+import socket, sys
+find = socket.getaddrinfo
+def local(host, *args, **options):
+    if host not in (None, "", "127.0.0.1", "localhost", "::1"):
+        sys.stderr.write(f"asked for {host}")
+    return find(host, *args, **options)
+socket.getaddrinfo = local
+from cmibq.cli.main import main
+raise SystemExit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
-def preset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_presets(tmp_path_factory.mktemp("presets"))
+def composed_dir(llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_composed(tmp_path_factory.mktemp("composed") / "model", llava_dir)
 
 
 @pytest.fixture(scope="module")
-def presets(preset_file: Path) -> tuple[Preset, ...]:
-    return read_presets(preset_file)
+def presets(composed_dir: Path) -> tuple[Preset, ...]:
+    return read_presets(composed_dir / FILE)
 
 
 @pytest.fixture(scope="module")
-def panel(llava_dir: Path) -> Panel:
-    return make_panel(llava_dir)
+def panel(composed_dir: Path) -> Panel:
+    return make_panel(open_any(composed_dir))
 
 
 @pytest.fixture(scope="module")
-def served(llava_dir: Path, preset_file: Path) -> Iterator[str]:
-    """Serve in a process of its own: gradio leaves sockets open when it ends."""
+def served(composed_dir: Path) -> Iterator[str]:
+    """Serve by the command, in a process of its own; Ctrl-C ends it."""
     if find_spec("gradio") is None:
         pytest.skip("needs gradio: pip install 'cmibq[serve]'")
-    words = [sys.executable, "-m", "tests.serve.served", str(llava_dir), str(preset_file)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(words, **pipes, text=True, stderr=subprocess.DEVNULL) as process:
+    words = [sys.executable, "-c", _GUARDED, "serve", "--model-path", str(composed_dir)]
+    words += ["--port", "0", "--threads", "1", "--max-new-tokens", str(TOKENS)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.communicate("", timeout=60)
+        assert "anchor, composed, composed int8; 2 examples" in process.stdout.readline()
+        yield process.stdout.readline().removeprefix("open ").strip()
+        process.send_signal(signal.SIGINT)
+        told, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, told + errors
+        assert not re.search("asked for|cmibq: error", told + errors), told + errors
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from cmibq.models import LoadedModel
 from cmibq.serve.chat import Conversation, question_about
 from cmibq.serve.opening import open_any
 from tests.eval.packages import write_package
-
-QUESTION = "is red ?"  # the random model has more to say to it than to others
+from tests.serve.composed import QUESTION, make_composed, write_composed
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,13 @@ def test_packages_answer_too(
     package = open_any(write_package(llava_dir, tmp_path / "w8", items_path, bits=8).path)
     sample = question_about(picture, QUESTION)
     assert "".join(stream_answer(package, sample, max_new_tokens=5)) != ""
+
+
+def test_composed_models_answer_too(llava_dir: Path, picture: Path, tmp_path: Path) -> None:
+    composed = open_any(write_composed(tmp_path / "model", llava_dir))
+    said = "".join(Conversation(composed, picture, max_new_tokens=8).ask(QUESTION)).strip()
+    assert said == whole(make_composed(llava_dir), question_about(picture, QUESTION), 8)
+    assert said != whole(open_any(llava_dir), question_about(picture, QUESTION), 8)
 
 
 def test_turns_are_kept_and_forgotten(loaded: LoadedModel, picture: Path) -> None:

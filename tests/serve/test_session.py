@@ -15,13 +15,14 @@ from cmibq.errors import ConfigError, DataError, ModelError
 from cmibq.eval.attention import View
 from cmibq.models import LoadedModel
 from cmibq.nn import iter_packed
-from cmibq.serve.opening import open_any
-from cmibq.serve.page import answer_table, attention_text
+from cmibq.recipe.serve import ServeConfig
+from cmibq.serve.opening import open_any, open_panel
+from cmibq.serve.page import CSS, answer_table, attention_text
 from cmibq.serve.pictures import overlaid, with_patches
 from cmibq.serve.presets import read_presets
 from cmibq.serve.session import Answer, Panel, looks_at, side_by_side, stream, warm_up
 from cmibq.serve.voices import composed_tower, in_eight_bits, voices_of
-from tests.serve.composed import QUESTION, make_composed, write_presets
+from tests.serve.composed import QUESTION, make_composed, write_composed, write_presets
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,17 @@ def test_what_cannot_be_shown(llava_dir: Path, panel: Panel, tmp_path: Path) -> 
         list(side_by_side(panel, tmp_path / "a.png", QUESTION))
 
 
+def test_folders_open_with_their_presets(llava_dir: Path, tmp_path: Path, red: Path) -> None:
+    folder = write_composed(tmp_path / "model", llava_dir)
+    panel, presets = open_panel(ServeConfig(model_path=str(folder), max_new_tokens=8))
+    assert [v.name for v in panel.voices] == ["anchor", "composed", "composed int8"]
+    assert [p.note for p in presets] == ["CALM right", "CALM wrong"]
+    direct = Panel(voices_of(make_composed(llava_dir)), 8)
+    assert said(panel, "composed", red) == said(direct, "composed", red)
+    config = ServeConfig(model_path=str(folder), anchor_path=str(llava_dir), int8=False)
+    assert [v.alone for v in open_panel(config)[0].voices] == [False, False]
+
+
 def test_presets_are_checked(tmp_path: Path) -> None:
     path = write_presets(tmp_path)
     assert [p.note for p in read_presets(path)] == ["CALM right", "CALM wrong"]
@@ -132,6 +144,12 @@ def test_the_table_escapes_and_marks(panel: Panel) -> None:
     assert "12 ms" in table
     assert "(nothing)" in table
     assert table.count("\N{HORIZONTAL ELLIPSIS}") == 2
+
+
+def test_the_style_sheet_is_whole() -> None:
+    rules = CSS.split("}")
+    assert rules.pop().strip() == ""
+    assert all(rule.count("{") == 1 for rule in rules)
 
 
 def test_pictures() -> None:
