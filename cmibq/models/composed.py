@@ -269,15 +269,10 @@ class CALMVisionTower(nn.Module):
         """
         mine, theirs = self.pixels(pixel_values)
         modules: Any = dict(zip(self.layers, self.calm_modules, strict=True))
-        now = Composition(
-            self._owner,
-            self.augment(theirs),
-            modules,
-            need_entropy,
-            need_weights,
-            self._recompute(),
-        )
+        now = Composition(self._owner, {}, modules, need_entropy, need_weights, self._recompute())
         note(now)
+        if now.modules:  # nobody looks at the augmenting tower when all fusions are left out
+            now.features = self.augment(theirs)
         with composing(now):
             output = self.anchor_tower(pixel_values=mine, **kwargs)
         if need_entropy or need_weights:

@@ -93,8 +93,12 @@ def test_fusions_can_be_left_out() -> None:
             out: Tensor = tower(given).last_hidden_state
         return out
 
+    ran: list[object] = []
+    handle = augmenting.register_forward_hook(lambda *_: ran.append(None))
     assert torch.equal(made(0, 1), anchor(x).last_hidden_state)
+    assert ran == []  # nobody looks at it
     assert not torch.equal(made(0), made(1))
+    handle.remove()
     with leaving_out([0]):
         seen = tower(given, need_weights=True).calm
     assert list(seen.weights) == [tower.layers[1]]
