@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from cmibq.errors import ConfigError, ModelError
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig, bridge_of
 from cmibq.integrations.glue import register, unregister
-from cmibq.integrations.hooks import PROJECTORS, add_bridge, attached, hook, projector_of
+from cmibq.integrations.hooks import (
+    PROJECTORS,
+    add_bridge,
+    attached,
+    hook,
+    input_width,
+    projector_of,
+)
 from cmibq.integrations.request import CURRENT, Collected, Request
 from cmibq.recipe.cm_ibq import CMIBQConfig
 
@@ -55,11 +62,8 @@ def attach_cm_ibq(model: nn.Module, config: BridgeConfig | CMIBQConfig | dict[st
             f"{type(model).__name__} has a CM-IBQ layer already; take bridge_of(model)"
         )
     width = int(host.get_input_embeddings().embedding_dim)
-    options = BridgeConfig.of(config, width)
-    if options.layer.feature_dim != width:
-        raise ConfigError(
-            f"feature_dim is {options.layer.feature_dim}; the projector of this model gives {width}"
-        )
+    options = BridgeConfig.of(config, width, input_width(place))
+    _check_place(host, options, input_width(place) if options.position == "pre" else width)
     told = options.layer.task_dim
     if options.layer.mode == "task" and options.task == "text" and told != width:
         raise ConfigError(f"task_dim is {told}; token embeddings of this model have {width}")
@@ -67,6 +71,23 @@ def attach_cm_ibq(model: nn.Module, config: BridgeConfig | CMIBQConfig | dict[st
     host.config.cm_ibq = options.to_dict()
     hook(model)
     return bridge
+
+
+def _check_place(host: Any, options: BridgeConfig, width: int) -> None:
+    """Refuse a width that is not that of the features, and hosts that merge patches in between.
+
+    Raises:
+        ConfigError: naming both widths, or the position that the host takes.
+    """
+    vision = getattr(host.config, "vision_config", None)
+    if options.position == "pre" and hasattr(vision, "spatial_merge_size"):
+        raise ConfigError(
+            f"position is 'pre', but the projector of {type(host).__name__} merges patches; take"
+            " 'post'"
+        )
+    if options.layer.feature_dim != width:
+        verb, given = "takes" if options.position == "pre" else "gives", options.layer.feature_dim
+        raise ConfigError(f"feature_dim is {given}; the projector of this model {verb} {width}")
 
 
 @torch.no_grad()
@@ -106,6 +127,12 @@ def check(model: nn.Module) -> None:
     named = getattr(getattr(model, "config", None), NAME, None)
     bridge = bridge_of(model)
     name = type(model).__name__
+    adapters = getattr(model, "peft_config", None) or {}
+    if any(NAME in (a.modules_to_save or ()) for a in adapters.values()) and bridge is None:
+        raise ModelError(
+            "the adapter was trained with a CM-IBQ layer, but the model has none; call"
+            " attach_cm_ibq with the same configuration before the adapter is loaded"
+        )
     if named and bridge is None:
         raise ModelError(
             f"config.json of {name} names a CM-IBQ layer, but the model has none and would run"

@@ -4,86 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cmibq.errors import ConfigError, ModelError
+from cmibq.errors import ModelError
+from cmibq.integrations.bridge_config import BridgeConfig
 from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Collected, Request, Units
 from cmibq.nn.ib_layer import IBQuantizedLayer
-from cmibq.recipe.base import at_least, choice
-from cmibq.recipe.cm_ibq import CMIBQConfig
 from cmibq.train.alignment import AlignmentHead
 from cmibq.train.peers import world
 
-__all__ = ["NAME", "Bridge", "BridgeConfig", "bridge_of"]
+__all__ = ["NAME", "Bridge", "BridgeConfig", "active", "bridge_of"]
 
 NAME = "cm_ibq"
 """Of the module inside the projector, and of the field in a host's config.json."""
 
 _FIELDS = ("quantised", "reconstructed", "mu", "logvar", "bit_allocation", "rate")
-
-
-@dataclass(frozen=True)
-class BridgeConfig:
-    """A CM-IBQ layer, and how it sits in a host; what config.json holds under ``cm_ibq``.
-
-    Args:
-        layer: the layer; `feature_dim` is the width of the projector's output.
-        task: where task embeddings come from. text: mean of the prompt's token embeddings;
-            learned: one vector per task id, trained; given: with the batch (``cm_ibq_task``).
-        tasks: rows of the table of task vectors.
-        prompt_tokens: prompt tokens that count, from the end; 0 = all.
-
-    Raises:
-        ConfigError: a field is out of range.
-    """
-
-    layer: CMIBQConfig
-    task: str = "text"
-    tasks: int = 1
-    prompt_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        choice("task", self.task, ("text", "learned", "given"))
-        at_least("tasks", self.tasks, 1)
-        at_least("prompt_tokens", self.prompt_tokens, 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, fields: BridgeConfig | CMIBQConfig | dict[str, Any], width: int) -> BridgeConfig:
-        """Return the configuration of what a user gave.
-
-        Args:
-            fields: a configuration, that of a layer, or either as a dictionary, where
-                ``feature_dim`` and ``task_dim`` may be missing.
-            width: of the host's text embeddings, which is that of the projector's output.
-
-        Raises:
-            ConfigError: an unknown key, or a value out of range.
-        """
-        if isinstance(fields, BridgeConfig):
-            return fields
-        if isinstance(fields, CMIBQConfig):
-            return cls(fields)
-        whole = dict(fields) if "layer" in fields else {"layer": dict(fields)}
-        layer = whole.pop("layer")
-        if isinstance(layer, dict):
-            dims = {"feature_dim": width}
-            dims |= {"task_dim": width} if layer.get("mode") == "task" else {}
-            given = {k: v for k, v in layer.items() if not (k in dims and v == 0)}
-            layer = CMIBQConfig.from_dict(dims | given)
-        for key in whole:
-            if key not in cls.__dataclass_fields__:
-                known = ", ".join(cls.__dataclass_fields__)
-                raise ConfigError(f"cm_ibq has no field {key!r}; allowed are {known}")
-        return cls(layer, **whole)
 
 
 _INIT = {name: value for name, value in vars(nn.init).items() if name.endswith("_")}
@@ -143,7 +82,7 @@ class Bridge(nn.Module):
         with _really():
             self.layer = IBQuantizedLayer(c)
             self.task_vectors = nn.Embedding(options.tasks, c.task_dim) if learned else None
-            head = AlignmentHead(c.latent_dim, c.feature_dim, c.temperature)
+            head = AlignmentHead(c.latent_dim, options.text_width, c.temperature)
             self.alignment = head if c.alignment_weight else None
         self.enabled = self.add_loss = self.find_terms = True
         self.share = 1.0
@@ -187,6 +126,10 @@ class Bridge(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return what `code` does; before a projector, which runs it behind, what came in."""
+        return features if self.options.position == "pre" else self.code(features)
+
+    def code(self, features: Tensor) -> Tensor:
         """Return the reconstruction of features [U, T, D] or [S, D]: their shape, their type.
 
         Raises:
@@ -294,7 +237,18 @@ def _same(made: Sequence[Tensor], kept: Sequence[bool]) -> list[list[int]]:
     return list(groups.values())
 
 
+def active(module: Any) -> Bridge | None:
+    """Return a bridge, or the copy of it that PEFT trains (``modules_to_save``); else None."""
+    copies = getattr(module, "modules_to_save", None)
+    if isinstance(copies, nn.ModuleDict) and isinstance(module.original_module, Bridge):
+        chosen = module.active_adapter
+        name = chosen if isinstance(chosen, str) else chosen[0] if chosen else ""
+        used = name in copies and not getattr(module, "disable_adapters", False)
+        module = copies[name] if used else module.original_module
+    return module if isinstance(module, Bridge) else None
+
+
 def bridge_of(model: nn.Module) -> Bridge | None:
     """Return the bridge of a model, or None."""
-    found = [m for m in model.modules() if isinstance(m, Bridge)]
-    return found[0] if found else None
+    found = (active(m) for m in model.modules())
+    return next((bridge for bridge in found if bridge is not None), None)

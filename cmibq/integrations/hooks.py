@@ -8,13 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig
+from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig, active
 from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Request
 from cmibq.integrations.terms import terms_of
 from cmibq.integrations.units import fill
 
-__all__ = ["FORWARDS", "PROJECTORS", "add_bridge", "attached", "hook", "projector_of"]
+__all__ = [
+    "FORWARDS",
+    "PROJECTORS",
+    "add_bridge",
+    "attached",
+    "hook",
+    "input_width",
+    "projector_of",
+]
 
 PROJECTORS = ("multi_modal_projector", "visual.merger", "mm_projector", "connector._connector")
 """Where hosts keep the module that gives image features in the width of the text."""
@@ -46,8 +54,7 @@ def _plain(module: nn.Module, keys: Any) -> None:
 
 def attached(model: nn.Module) -> Bridge | None:
     """Return the bridge of a model, without a walk over all modules."""
-    found = getattr(projector_of(model), NAME, None)
-    return found if isinstance(found, Bridge) else None
+    return active(getattr(projector_of(model), NAME, None))
 
 
 def _project(module: nn.Module, _: Any, output: Tensor) -> Tensor:
@@ -56,14 +63,30 @@ def _project(module: nn.Module, _: Any, output: Tensor) -> Tensor:
     return made
 
 
+def _before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Send what the projector gets through the bridge that it holds."""
+    bridge = active(getattr(module, NAME))
+    return inputs if bridge is None else (bridge.code(inputs[0]), *inputs[1:])
+
+
+def input_width(projector: nn.Module) -> int:
+    """Return the width of what a projector takes; 0 if no layer of it says."""
+    for name, module in projector.named_modules():
+        if hasattr(module, "in_features") and NAME not in name.split("."):
+            return int(module.in_features)
+    return 0
+
+
 def add_bridge(projector: nn.Module, options: BridgeConfig) -> Bridge:
-    """Put a bridge behind a projector; a `nn.Sequential` runs it as its last child."""
+    """Put a bridge behind a projector, or before it; a `nn.Sequential` runs its last child."""
     bridge = Bridge(options)
     device = next((p.device for p in projector.parameters()), torch.device("cpu"))
     if device.type != "meta":
         bridge.to(device)
     projector.add_module(NAME, bridge)
     projector.register_load_state_dict_post_hook(_plain)
+    if options.position == "pre":
+        projector.register_forward_pre_hook(_before)
     if not isinstance(projector, nn.Sequential):
         projector.register_forward_hook(_project)
     return bridge.train(projector.training)

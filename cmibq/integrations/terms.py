@@ -91,6 +91,6 @@ def _nothing(bridge: Bridge) -> dict[str, Tensor]:
     made["image_mask"] = torch.zeros(1, dtype=torch.bool, device=device)
     if c.alignment_weight:
         made["pooled"] = latent[:, 0]
-        made["text_features"] = wide[0]
+        made["text_features"] = torch.zeros(1, bridge.options.text_width, device=device)
         made["text_ids"] = torch.full((1, 1), -1, device=device)
     return made
