@@ -18,6 +18,7 @@ from cmibq.recipe.cm_ibq import CMIBQConfig
 __all__ = ["BitPlan", "Budgeted"]
 
 _BILLION = 10**9
+_WIDEST = 1e30  # squared ranges above it overflow with what they are multiplied by
 
 
 class BitPlan(NamedTuple):
@@ -94,7 +95,7 @@ class Budgeted(HostIntegers):
         if self.importance is None:
             return torch.ones_like(low)[None]
         told: Tensor = self.importance(features, task_embedding)
-        return told * (high - low).square() if self.importance.ranged else told
+        return told * (high - low).square().clamp(max=_WIDEST) if self.importance.ranged else told
 
     def freeze_(self) -> None:
         """Keep integer maps for the target in force; from now on every sample has one of them.

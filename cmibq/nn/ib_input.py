@@ -28,6 +28,8 @@ def checked(
         DataError: shapes that do not fit, no tokens, NaN or infinity.
     """
     c = config
+    if not isinstance(features, Tensor):
+        raise DataError(f"features is a {type(features).__name__}; give a tensor")
     if features.ndim not in (2, 3) or features.shape[-1] != c.feature_dim:
         raise DataError(
             f"features has shape {list(features.shape)}; give [B, {c.feature_dim}] or"

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmibq.arrays.rangecode import integer_frequencies
+from cmibq.errors import PackageError
 from cmibq.nn.ib_maps import HostIntegers
 from cmibq.nn.latent_code import CodeBook
-from cmibq.ops.channel_bits import TABLE
+from cmibq.ops.channel_bits import MOST_BITS, TABLE
 
 __all__ = ["Book", "LatentTables"]
 
@@ -126,9 +127,14 @@ class LatentTables(HostIntegers):
             ends: lowest and highest level of every channel.
 
         Raises:
-            PackageError: the tables were altered.
+            PackageError: the tables or the maps were altered.
         """
         frequencies, whole = _read(self.frequencies), maps.cpu().numpy()
+        if whole.max(initial=0) > MOST_BITS:
+            raise PackageError(
+                f"bit_maps.table holds {whole.max()} bits for a channel; allowed are 0 to"
+                f" {MOST_BITS}: the state dict is damaged, load it again from its checkpoint"
+            )
         indices, levels = _read(self.indices)[: len(maps)], _read(self.levels)
         code = CodeBook.of(frequencies, whole, indices, levels)
         width = np.floor(np.log2(np.arange(TABLE) + 1)).astype(np.float32)

@@ -61,14 +61,14 @@ class CMIBQConfig:
     seed: int = opt(0, "of noise and of stochastic rounding")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, str(field.type))
+        self._check_types()
         if not self.latent_dim:
             object.__setattr__(self, "latent_dim", self.feature_dim)
         for name in ("feature_dim", "latent_dim", "hidden_dim"):
             at_least(name, getattr(self, name), 1)
-        for name in ("task_dim", "stream"):
-            at_least(name, getattr(self, name), 0)
+        at_least("task_dim", self.task_dim, 0)
+        at_least("stream", self.stream, 0, 2**30 - 1)
+        at_least("seed", self.seed, -(2**63), 2**63 - 1)
         at_least("min_bits", self.min_bits, 0, 8)
         at_least("max_bits", self.max_bits, max(1, self.min_bits), 8)
         at_least("n_maps", self.n_maps, 1, 256)
@@ -81,9 +81,16 @@ class CMIBQConfig:
         self._check_numbers()
         self._check_pairs()
 
+    def _check_types(self) -> None:
+        """Refuse values of another type than their fields'; also those that a subclass adds."""
+        for field in fields(self):
+            self._check_type(field.name, str(field.type))
+
     def _check_type(self, name: str, kind: str) -> None:
         """Refuse a value of another type than the field's; whole floats are no integers."""
-        value = getattr(self, name)
+        value, kind = getattr(self, name), kind.removesuffix(" | None")
+        if value is None and self.__dataclass_fields__[name].default is None:
+            return
         if kind.startswith("tuple"):
             good = isinstance(value, list | tuple) and all(type(v) is int for v in value)
             require(good, f"{name} is {value!r}; allowed are lists of integers")

@@ -39,6 +39,7 @@ class TrainRecipe(CMIBQConfig, Training):
     n_diagnose: int = opt(256, "conversations measured for diagnostics at the end; 0 = none")
 
     def __post_init__(self) -> None:
+        self._check_types()
         self.layer(self.feature_dim or len(self.costs) or 8)
         self.check_training()
         choice("task", self.task, ("text", "learned"))

@@ -80,6 +80,8 @@ def _check(vision: Tensor, text: Tensor, ids: Tensor | None, mask: Tensor | None
     for name, rows in (("text_ids", ids), ("image_mask", mask)):
         if rows is not None and len(rows) != len(vision):
             raise DataError(f"{name} has {len(rows)} rows; there are {len(vision)} samples")
+    if ids is not None and ids.ndim != 2:
+        raise DataError(f"text_ids has shape {list(ids.shape)}; give [{len(vision)}, N] token ids")
 
 
 def _packed(ids: Tensor) -> Tensor:

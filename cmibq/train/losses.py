@@ -177,7 +177,7 @@ def composite(
             f"image_mask has shape {list(mask.shape)}; it needs [{len(mu)}], one per row"
         )
     weights = mean_weights(mask, len(mu), mu.device)
-    elements = max(mu[0].numel(), 1)
+    elements = max(math.prod(mu.shape[1:]), 1)
     recon, rate = ib_loss(told["reconstructed"], told["features"], rate, elements, weights)
     bitrate = recon.new_zeros(())
     if config.budget == "soft":

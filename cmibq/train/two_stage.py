@@ -150,8 +150,9 @@ def stage_one_pretrain(
     run = inner.run if compiled is None else compiled(inner.run)
 
     def losses(batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Tensor], Found]:
-        if "features" not in batch:
-            raise DataError(f"a batch of stage one has {', '.join(batch)}; it needs features")
+        if not isinstance(batch, Mapping) or "features" not in batch:
+            has = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise DataError(f"a batch of stage one has {has}; it needs a dictionary with features")
         told = run(batch["features"], batch.get("task_embedding"), target_bits=target)
         found = dict(zip(_NAMES, told, strict=True)) | {"features": batch["features"]}
         found |= {name: batch.get(name) for name in _OF_BATCH}

@@ -302,6 +302,9 @@ def test_unknown_parts_are_named() -> None:
         {"costs": (0,) * 8},
         {"grid": 3},
         {"temperature": 0},
+        {"stream": 2**30},
+        {"seed": 2**63},
+        {"seed": None},
     ],
     ids=str,
 )

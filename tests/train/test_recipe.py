@@ -43,6 +43,14 @@ def test_identity_is_that_of_the_result() -> None:
         ({"stage2_steps": 0}, "stage2_steps is 0"),
         ({"stage1_lr": -1.0}, "stage1_lr is -1.0"),
         ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"batch_size": "4"}, "batch_size is '4'; allowed are values of type int"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"accumulate": None}, "accumulate is None"),
+        ({"stage1_lr": "1e-3"}, "stage1_lr is '1e-3'"),
+        ({"scale_lr": float("nan")}, "scale_lr is nan"),
+        ({"train": None}, "train is None"),
+        ({"threads": "2"}, "threads is '2'"),
+        ({"overwrite": 1}, "overwrite is 1"),
     ],
 )
 def test_wrong_values_are_named(field: dict[str, Any], message: str) -> None:

@@ -167,7 +167,7 @@ def test_passes_share_one_schedule() -> None:
 def test_what_is_wrong_is_named() -> None:
     model = host()
     layer, optimiser = model.cm_ibq, adamw(model.cm_ibq)
-    with pytest.raises(DataError, match="a batch of stage one has x; it needs features"):
+    with pytest.raises(DataError, match="a batch of stage one has x; it needs a dict"):
         stage_one_pretrain(layer, [{"x": 1}], optimiser, CPU)
     with pytest.raises(ConfigError, match="accumulate is 0"):
         Loop(accumulate=0)
