@@ -129,6 +129,8 @@ def test_starts_as_the_anchor(strategy: str, mapping: str, dtype: torch.dtype) -
     made = module(x, y)
     assert made.dtype == dtype
     assert torch.equal(made, x)
+    with torch.no_grad():
+        assert torch.equal(module(x, y), x)
     made.float().square().sum().backward()
     moved = {n for n, p in module.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved, "nothing would train"
@@ -223,6 +225,22 @@ def test_dtypes(strategy: str, given: torch.dtype, stored: torch.dtype) -> None:
     want = module.double()(x.double(), y.double())
     loss = 2e-2 if torch.bfloat16 in (given, stored) else 2e-3
     torch.testing.assert_close(made.double(), want, rtol=loss, atol=loss)
+
+
+@pytest.mark.parametrize("strategy", list(FUSIONS))
+def test_bfloat16_without_gradients_is_as_near(strategy: str) -> None:
+    config = CALMConfig(attention_heads=4, fusion_strategy=strategy)
+    module: Any = scattered(build_fusion(HERE, THERE, config))
+    x, y = features(torch.bfloat16)
+    want = module.double()(x.double(), y.double())
+    module.float()
+    with torch.no_grad():
+        quick = module(x, y)
+    assert quick.dtype == torch.bfloat16
+    off, far = ((t.double() - want).detach().norm() for t in (module(x, y), quick))
+    assert float(far) < 2 * float(off) + 1e-3
+    seen = module.attend(x, y, need_entropy=True)
+    assert (seen.entropy is None) == (strategy == "simple_add")
 
 
 @pytest.mark.parametrize("strategy", list(FUSIONS))
