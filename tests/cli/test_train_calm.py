@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from cmibq import models
 from cmibq.cli.main import main
 from cmibq.integrations import calm_training
+from cmibq.integrations.calm import calm_of
 from cmibq.io.tensors import read_tensors
 from cmibq.recipe.train_calm import CALMRecipe
 from cmibq.train import read_journal, trackers
@@ -51,6 +53,11 @@ def flags(told: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in told.items()]
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return read_tensors(file)[0]
+
+
 @pytest.fixture(scope="module")
 def trained(
     llava_dir: Path, dino_dir: Path, items_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -85,6 +92,22 @@ def test_both_stages_leave_log_fusions_and_page(trained: dict[str, Any]) -> None
     assert (out / "report.html").read_text().count("<svg") == 6
 
 
+def test_the_result_opens_without_the_original_towers(
+    trained: dict[str, Any], dino_dir: Path, tmp_path: Path
+) -> None:
+    out = Path(trained["output_path"])
+    hidden = dino_dir.rename(tmp_path / "elsewhere")
+    try:
+        loaded = models.load(out / "model")
+    finally:
+        hidden.rename(dino_dir)
+    tower = calm_of(loaded.model)
+    assert tower is not None
+    fusions = weights(out / "stage1")
+    for name, p in tower.calm_modules.named_parameters():
+        assert torch.equal(p, fusions[f"calm_modules.{name}"])
+
+
 def test_the_same_run_is_not_done_twice(
     trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,8 +134,8 @@ def test_a_run_that_was_stopped_goes_on(
     torch.manual_seed(7)
     assert calm_training.train_calm_recipe(recipe)
     whole = Path(trained["output_path"])
-    for name in ("stage1/fusions.safetensors", "model/model.safetensors"):
-        found, want = (read_tensors(folder / name)[0] for folder in (tmp_path / "out", whole))
+    for name in ("stage1", "model"):
+        found, want = (weights(folder / name) for folder in (tmp_path / "out", whole))
         assert [n for n in want if not torch.equal(found[n], want[n])] == []
     for name in ("log.jsonl", "monitor.jsonl"):
         logs = [read_journal(folder / name) for folder in (tmp_path / "out", whole)]
