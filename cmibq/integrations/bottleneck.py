@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cmibq.errors import ConfigError, ModelError
 from cmibq.integrations.bridge import NAME, Bridge, BridgeConfig, bridge_of
+from cmibq.integrations.calm import check_calm
 from cmibq.integrations.glue import register, unregister
 from cmibq.integrations.hooks import (
     PROJECTORS,
@@ -119,11 +120,12 @@ def collect(model: nn.Module, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
 
 
 def check(model: nn.Module) -> None:
-    """Refuse a model whose CM-IBQ layer is not the one that its configuration names.
+    """Refuse a model whose CM-IBQ layer or composed tower is not what its configuration names.
 
     Raises:
-        ModelError: the layer is missing, was not loaded, or is not in config.json.
+        ModelError: the layer or the tower is missing, was not loaded, or is not in config.json.
     """
+    check_calm(model)
     named = getattr(getattr(model, "config", None), NAME, None)
     bridge = bridge_of(model)
     name = type(model).__name__

@@ -168,6 +168,7 @@ def seeing_both(processor: Any, recipe: CALMRecipe, tower: CALMVisionTower) -> A
     here, there = tower.parts
     both.check((here.image_size, there.image_size))
     made.image_processor = both
+    tower.processors = processor.image_processor, found  # config.json of the model names them
     return made
 
 

@@ -1,7 +1,7 @@
-"""What transformers has to know of CM-IBQ: how such models are built, saved, loaded, and generate.
+"""What transformers has to know of CM-IBQ and CALM: how such models are built, saved and loaded.
 
 Five attributes of its base classes are replaced, and ``forward`` of classes with a layer. They act
-only where a configuration has a field ``cm_ibq``; `unregister` puts them back.
+only where a configuration has a field ``cm_ibq`` or ``calm``; `unregister` puts them back.
 """
 
 from __future__ import annotations
@@ -17,17 +17,28 @@ from cmibq.integrations.hooks import FORWARDS, add_bridge, attached, hook, proje
 from cmibq.integrations.patches import Patches
 from cmibq.integrations.request import CURRENT, Request
 from cmibq.integrations.units import fill
+from cmibq.models.composed_host import KEY as CALM
+from cmibq.models.composed_host import compose_, refuse_parts
 
 __all__ = ["register", "unregister"]
 
-_REASON = (
-    "this checkpoint holds a CM-IBQ layer, without which it must not run: import"
-    " cmibq.integrations.transformers, or run cmibq.integrations.llava.install(), before loading"
-)
+_REASONS = {
+    NAME: "this checkpoint holds a CM-IBQ layer, without which it must not run: import"
+    " cmibq.integrations.transformers, or run cmibq.integrations.llava.install(), before loading",
+    CALM: "this checkpoint holds a composed vision tower, without which it must not run: import"
+    " cmibq.integrations.transformers before loading",
+}
+"""Field of a configuration -> what processes are told that do not know of it."""
 _patches = Patches()
 
 
-def _sentinel() -> Any:
+def _named(fields: Any) -> list[str]:
+    """Return the fields of ours that the configuration of a host has (TinyLLaVA has another)."""
+    told = fields if isinstance(fields, dict) else vars(fields)
+    return [n for n in _REASONS if told.get(n) and (n != CALM or told.get("vision_config"))]
+
+
+def _sentinel(names: list[str]) -> Any:
     """Return a ``quantization_config`` with which transformers refuses to load.
 
     One without ``quant_method`` is a ValueError from 4.38 on; older ones want a dictionary.
@@ -35,7 +46,8 @@ def _sentinel() -> Any:
     from transformers import __version__
 
     major, minor = (int(part) for part in __version__.split(".")[:2])
-    return {NAME: _REASON} if (major, minor) >= (4, 38) else _REASON
+    told = {name: _REASONS[name] for name in names}
+    return told if (major, minor) >= (4, 38) else "; ".join(told.values())
 
 
 def _rebuild(model: nn.Module) -> None:
@@ -84,6 +96,7 @@ def _loading(original: Any) -> Any:
     ) -> Any:
         model, info = original(cls, *args, output_loading_info=True, **kwargs)
         _refuse(model, info)
+        refuse_parts(model, info)
         return (model, info) if output_loading_info else model
 
     wrapped: Any = from_pretrained
@@ -95,7 +108,7 @@ def _reading(original: Any) -> Any:
 
     @functools.wraps(original)
     def from_dict(cls: Any, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if config_dict.get(NAME):
+        if _named(config_dict):
             config_dict = {k: v for k, v in config_dict.items() if k != "quantization_config"}
         return original(cls, config_dict, **kwargs)
 
@@ -109,8 +122,8 @@ def _writing(original: Any) -> Any:
     @functools.wraps(original)
     def to_dict(self: Any) -> Any:
         made = original(self)
-        if getattr(self, NAME, None):
-            made["quantization_config"] = _sentinel()
+        if names := _named(self):
+            made["quantization_config"] = _sentinel(names)
         return made
 
     return to_dict
@@ -122,6 +135,7 @@ def _building(original: Any) -> Any:
     @functools.wraps(original)
     def post_init(self: Any) -> None:
         original(self)
+        compose_(self)
         _rebuild(self)
 
     return post_init
@@ -150,7 +164,7 @@ def _generating(original: Any) -> Any:
 
 
 def register() -> None:
-    """Teach transformers of CM-IBQ layers; twice is once."""
+    """Teach transformers of CM-IBQ layers and composed towers; twice is once."""
     if _patches:
         return
     from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel

@@ -18,6 +18,7 @@ from torch import nn
 
 from cmibq.errors import ConfigError, ModelError, PackageError
 from cmibq.integrations.bottleneck import attach_cm_ibq, bridge_of, check, collect
+from cmibq.integrations.calm import attach_calm, calm_of, detach_calm
 from cmibq.integrations.mapped import tile_
 from cmibq.io import is_package, load
 from cmibq.io.manifest import VERSION, LayerSpec
@@ -26,7 +27,16 @@ from cmibq.io.restore import share_, swap_
 from cmibq.models import accelerate_
 from cmibq.nn import PackedLinear
 
-__all__ = ["attach_cm_ibq", "bridge_of", "check", "collect", "register"]
+__all__ = [
+    "attach_calm",
+    "attach_cm_ibq",
+    "bridge_of",
+    "calm_of",
+    "check",
+    "collect",
+    "detach_calm",
+    "register",
+]
 
 METHOD = "cmibq"
 

@@ -95,7 +95,7 @@ class CALMVisionTower(nn.Module):
         self.gradient_checkpointing = config.gradient_checkpointing
         self.processors: tuple[Any, Any] | None = None
         self.cache: FeatureCache | None = None
-        self._sizes = here.image_size, there.image_size
+        self.image_sizes = here.image_size, there.image_size
         self._owner = f"{os.getpid()}.{next(_owners)}"
         self._handles = hook_anchor(here, self.layers, self._owner)
         self._handles += hook_augmenting(there, self.sources, self._owner)
@@ -194,7 +194,7 @@ class CALMVisionTower(nn.Module):
         Raises:
             ConfigError: other sizes, a tower's pixels are missing, or batches differ.
         """
-        (ha, wa), (hb, wb) = self._sizes
+        (ha, wa), (hb, wb) = self.image_sizes
         if isinstance(given, Mapping):
             return _both(given)
         if given.shape[-2:] == (ha, wa) and self.processors is None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +13,52 @@ import torch
 from torch import Tensor, nn
 
 from cmibq.errors import ModelError, PackageError
+from cmibq.fileio import read_json
 from cmibq.fusion.settled import SettledFusion, settle
 from cmibq.io.tensors import read_tensors, write_tensors
 from cmibq.models.composed import CALMVisionTower
+from cmibq.models.composed_processor import processors_of, record_of
 from cmibq.models.processor import quiet
+from cmibq.models.towers import parts_of, vision_half
 from cmibq.recipe.calm import CALMConfig
 
 __all__ = [
     "KEY",
+    "WEIGHTS",
     "calm_of",
     "compose_",
     "describe_",
     "host_of",
+    "hosts_composed",
+    "is_composed",
+    "put_",
+    "read_config",
     "read_host",
+    "read_layer",
+    "refuse_parts",
     "settle_",
     "write_host",
 ]
 
 KEY = "calm"
-"""Entry of config.json: "config" (`CALMConfig`), "augmenting" (configuration of that tower) and
-"settled" (fusions are plain linear layers, as packages have them)."""
-_WEIGHTS = "calm_model.safetensors"
+"""Entry of config.json: "config" (`CALMConfig`), "augmenting" (configuration of that tower),
+"processors" (image processors of both, where known) and "settled" (fusions are plain linear layers,
+as packages have them)."""
+WEIGHTS = "calm_model.safetensors"
 """Not ``model.safetensors``: transformers alone would open that with a random anchor, and warn."""
+
+
+_lock = threading.RLock()
+
+
+def _owner_of(model: nn.Module) -> Any:
+    for path in ("", "model", "model.model"):
+        found: Any = model
+        for part in filter(None, path.split(".")):
+            found = getattr(found, part, None)
+        if isinstance(found, nn.Module) and "vision_tower" in found._modules:
+            return found
+    return None
 
 
 def host_of(model: nn.Module) -> Any:
@@ -39,16 +67,13 @@ def host_of(model: nn.Module) -> Any:
     Raises:
         ModelError: there is none.
     """
-    for path in ("", "model", "model.model"):
-        found: Any = model
-        for part in filter(None, path.split(".")):
-            found = getattr(found, part, None)
-        if isinstance(getattr(found, "vision_tower", None), nn.Module):
-            return found
-    raise ModelError(
-        f"{type(model).__name__} has no vision_tower; compose a LLaVA-like model, or build a"
-        " CALMVisionTower yourself"
-    )
+    owner = _owner_of(model)
+    if owner is None:
+        raise ModelError(
+            f"{type(model).__name__} has no vision_tower; compose a LLaVA-like model, or build a"
+            " CALMVisionTower yourself"
+        )
+    return owner
 
 
 def calm_of(model: nn.Module) -> CALMVisionTower | None:
@@ -72,6 +97,7 @@ def describe_(model: nn.Module) -> None:
         {
             "config": tower.calm_config.to_dict(),
             "augmenting": other.config.to_dict(),
+            "processors": record_of(tower.processors),
             "settled": any(isinstance(m, SettledFusion) for m in tower.calm_modules),
         },
     )
@@ -79,6 +105,8 @@ def describe_(model: nn.Module) -> None:
 
 def compose_(model: nn.Module) -> CALMVisionTower | None:
     """Compose the tower of a fresh model as its configuration says; fusions and towers are random.
+
+    What is composed already stays as it is.
 
     Args:
         model: as its configuration makes it, on any device; changed.
@@ -93,22 +121,112 @@ def compose_(model: nn.Module) -> CALMVisionTower | None:
     from transformers import AutoConfig, AutoModel
 
     hosted: Any = model
-    told = getattr(hosted.config, KEY, None)
-    if told is None:
+    told = getattr(getattr(hosted, "config", None), KEY, None)
+    host = _owner_of(model)
+    if told is None or host is None:
         return None
     if not isinstance(told, dict) or not isinstance(told.get("augmenting"), dict):
         raise ModelError(f"{KEY} in config.json is damaged (no augmenting); copy it again")
+    if isinstance(host.vision_tower, CALMVisionTower):
+        put_(model, host.vision_tower)
+        return host.vision_tower
     config = CALMConfig.from_dict(told.get("config", {}))
     kind, fields = told["augmenting"].get("model_type"), dict(told["augmenting"])
     fields.pop("model_type", None)
     with quiet():
         other = AutoModel.from_config(AutoConfig.for_model(kind, **fields))
-    host = host_of(model)
+    other.to(next(host.vision_tower.parameters()).dtype)
     tower = CALMVisionTower(host.vision_tower, other, config)
-    host.vision_tower = tower.train(model.training)
+    tower.processors = processors_of(told)
+    put_(model, tower)
     if told.get("settled"):
         settle_(model)
+    for module in (*tower.calm_modules.modules(), *tower.augmenting_tower.modules()):
+        mark: Any = module
+        mark._is_hf_initialized = True  # the host's post_init would draw weights anew
     return tower
+
+
+def put_(model: nn.Module, tower: CALMVisionTower) -> None:
+    """Make a composed tower the eye of a model; its fusions stay float32 in half checkpoints."""
+    owner = host_of(model)
+    owner.vision_tower = tower.train(model.training)
+    for host in (model, owner):
+        keep = getattr(host, "_keep_in_fp32_modules_strict", None)
+        if isinstance(keep, set):
+            host._keep_in_fp32_modules_strict = {*keep, "calm_modules"}
+
+
+def refuse_parts(model: nn.Module, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights and configuration disagree about a composed tower.
+
+    Args:
+        model: that has been loaded.
+        info: ``missing_keys`` and ``unexpected_keys`` of its loading.
+
+    Raises:
+        ModelError: naming weights.
+    """
+    parts = ("calm_modules.", "anchor_tower.", "augmenting_tower.")
+    marks = [f"vision_tower.{part}" for part in parts]
+    for what in ("missing_keys", "unexpected_keys"):
+        keys = sorted(k for k in map(str, info.get(what, ())) if any(m in k for m in marks))
+        if keys and _owner_of(model) is not None:
+            raise ModelError(
+                f"{len(keys)} weights of the composed tower are {what.split('_')[0]} ({keys[0]},"
+                " ...): config.json and weights of this checkpoint disagree about it; save the"
+                " model again with save_pretrained after attach_calm, or load the plain model and"
+                " attach the tower"
+            )
+
+
+@contextlib.contextmanager
+def hosts_composed() -> Iterator[None]:
+    """Compose models that are constructed meanwhile and whose configuration names a tower."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.post_init
+
+    @functools.wraps(original)
+    def post_init(self: Any) -> None:
+        original(self)
+        compose_(self)
+
+    with _lock:
+        PreTrainedModel.post_init = post_init
+        try:
+            yield
+        finally:
+            PreTrainedModel.post_init = original
+
+
+def is_composed(fields: dict[str, Any]) -> bool:
+    """Tell whether a config.json is that of a float model with a composed tower."""
+    note = fields.get("quantization_config") or {}
+    return bool(fields.get(KEY)) and set(note) == {KEY}
+
+
+def read_layer(host: Any, tower: nn.Module) -> int:
+    """Return which layer of its vision tower a host reads, counted from the end.
+
+    Args:
+        host: with ``config.vision_feature_layer``, a number or several.
+        tower: the anchor.
+    """
+    told = getattr(host.config, "vision_feature_layer", None)
+    told = -1 if told is None else told
+    count = parts_of(vision_half(tower)).depth + 1
+    return max(i if i < 0 else i - count for i in ([told] if isinstance(told, int) else told))
+
+
+def read_config(folder: Path) -> Any:
+    """Read the configuration of a composed model, without the note that stops other programs."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if is_composed(read_json(folder / "config.json")):
+        vars(config).pop("quantization_config", None)
+    return config
 
 
 def settle_(model: nn.Module) -> nn.Module:
@@ -138,7 +256,7 @@ def write_host(model: nn.Module, folder: Path) -> None:
         if id(tensor) not in seen:  # tied weights once
             seen.add(id(tensor))
             state[name] = tensor.detach().contiguous()
-    with (folder / _WEIGHTS).open("wb") as file:
+    with (folder / WEIGHTS).open("wb") as file:
         write_tensors(file, state)
     with quiet():
         hosted.config.save_pretrained(folder)
@@ -153,15 +271,14 @@ def read_host(folder: Path) -> nn.Module:
         PackageError: the file is truncated or damaged.
         ModelError: weights are missing or left over, or config.json cannot be used.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     with quiet():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForImageTextToText.from_config(config)
+        model: Any = AutoModelForImageTextToText.from_config(read_config(folder))
     compose_(model)
-    if not (folder / _WEIGHTS).is_file():
-        raise PackageError(f"{folder} has no {_WEIGHTS}; copy it again")
-    state, _ = read_tensors(folder / _WEIGHTS)
+    if not (folder / WEIGHTS).is_file():
+        raise PackageError(f"{folder} has no {WEIGHTS}; copy it again")
+    state, _ = read_tensors(folder / WEIGHTS)
     own = model.state_dict(keep_vars=True)
     tied = {n for n, t in own.items() if n not in state and any(t is own.get(m) for m in state)}
     lost = [n for n in own if n not in state and n not in tied]

@@ -18,7 +18,18 @@ from cmibq.errors import CmibqError, DataError, ModelError, nearest
 from cmibq.fileio import read_json
 from cmibq.models.base import MODELS, Adapter
 from cmibq.models.checks import verify_groups
-from cmibq.models.composed_host import KEY, calm_of, compose_, read_host, settle_, write_host
+from cmibq.models.composed_host import (
+    KEY,
+    WEIGHTS,
+    calm_of,
+    compose_,
+    hosts_composed,
+    is_composed,
+    read_config,
+    read_host,
+    settle_,
+    write_host,
+)
 from cmibq.models.processor import load_processor, quiet
 
 __all__ = [
@@ -135,15 +146,13 @@ def skeleton(path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         ModelError: the configuration cannot be used.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     folder = Path(path).expanduser()
     _config(folder)
     try:
         with quiet(), torch.device("meta"):
-            made: nn.Module = AutoModelForImageTextToText.from_config(
-                AutoConfig.from_pretrained(folder, local_files_only=True)
-            )
+            made: nn.Module = AutoModelForImageTextToText.from_config(read_config(folder))
             compose_(made)
     except CmibqError:
         raise
@@ -203,12 +212,13 @@ def _weights(folder: Path) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     _check_size(folder)
-    if KEY in _config(folder):
+    if KEY in _config(folder) and (folder / WEIGHTS).is_file():
         return read_host(folder)
-    with quiet():
+    with quiet(), hosts_composed():
         try:
             model, found = AutoModelForImageTextToText.from_pretrained(
                 folder,
+                config=read_config(folder),
                 dtype="auto",
                 local_files_only=True,
                 use_safetensors=True,
@@ -258,7 +268,7 @@ def load(path: str | os.PathLike[str], *, model: str = "auto") -> LoadedModel:
     """
     folder = Path(path).expanduser()
     adapter = read_family(folder, model=model)
-    if _config(folder).get("quantization_config"):
+    if _config(folder).get("quantization_config") and not is_composed(_config(folder)):
         raise ModelError(
             f"{folder} is already quantised; pass the float model (a package is opened by eval)"
         )

@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cmibq.errors import ModelError
+from cmibq.fileio import read_json
 
 __all__ = ["load_processor", "quiet"]
 
@@ -77,7 +79,8 @@ def load_processor(path: str | os.PathLike[str]) -> Any:
     """Load the processor (image processor, tokenizer, chat template) of a folder.
 
     Families that also take videos need torchvision for them; without it their processors are
-    opened for images and text alone.
+    opened for images and text alone. That of a model with a composed vision tower makes pixels of
+    both towers.
 
     Raises:
         ModelError: it is missing or incomplete.
@@ -99,4 +102,16 @@ def load_processor(path: str | os.PathLike[str]) -> Any:
                 ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{path} has a tokenizer only; copy its image processor's files there")
+    return _composed(processor, Path(path).expanduser())
+
+
+def _composed(processor: Any, folder: Path) -> Any:
+    """Let the processor of a model with a composed tower make pixels of both towers."""
+    from cmibq.models.composed_processor import pack_processor_, processors_of
+
+    file = folder / "config.json"
+    record = read_json(file).get("calm") if file.is_file() else None
+    both = processors_of(record) if record else None
+    if both is not None:
+        pack_processor_(processor, both[1])
     return processor
