@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.cm_ibq.coded import Layer, Stepped, TopTokens
 from benchmarks.cm_ibq.coders import Coder, Uniform
+from benchmarks.cm_ibq.factorized import Factorized
 from benchmarks.cm_ibq.fit import ask, fit_
 from benchmarks.cm_ibq.images import compressed
 from benchmarks.cm_ibq.predict import predicted_gain
@@ -61,6 +62,8 @@ def build(cell: Cell, seen: Material) -> Coder:
         return Uniform(features, cell.channels, row.kind, cell.bits, fixed_encoder=fixed)
     if row.how == "stepped":
         return Stepped(features, cell.channels, cell.bits, fixed_encoder=row.fixed_encoder)
+    if row.how == "factorized":
+        return Factorized(features, cell.channels, cell.bits)
     if row.how == "top":
         return TopTokens(features, cell.channels, int(cell.bits))
     return Layer(features, _config(cell, features.shape[2]))

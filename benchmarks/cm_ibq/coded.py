@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cm_ibq.coders import Coder, Sent
-from benchmarks.cm_ibq.streams import codes_of, counted
+from benchmarks.cm_ibq.coders import GATED, Coder, Cost, Sent
+from benchmarks.cm_ibq.streams import codes_of
+from cmibq.nn.ib_gates import Trials, gate_loss, start_rest_, try_gates
 from cmibq.nn.ib_layer import IBQuantizedLayer
 from cmibq.ops.channel_bits import channel_bits
 from cmibq.recipe.cm_ibq import CMIBQConfig
@@ -17,6 +18,8 @@ from cmibq.train.schedule import BitSchedule
 __all__ = ["Layer", "Stepped", "TopTokens"]
 
 _HEADER = 8  # bits of a stream with codes of fixed length
+_REPLAYS = 1500  # steps that gates learn from trials, on few numbers
+_REPLAY_RATE = 5e-3
 
 
 class Stepped(Coder):
@@ -104,11 +107,15 @@ class Layer(Coder):
         for name in ("encoder", "decoder"):
             getattr(self.layer, name).load_state_dict(getattr(self, name).state_dict())
         del self.encoder, self.decoder, self.prior
-        self.config = config
+        self.config, self.share = config, 0.0
 
     def send(self, features: Tensor, task: Tensor | None = None) -> Sent:
         """Send features [B, T, D]."""
-        found = self.layer.run(features, task)
+        gates = None
+        if task is not None and self.training and self.share < GATED:
+            # They know nothing yet.
+            gates = torch.ones(len(task), self.tokens + self.channels, dtype=torch.bool)
+        found = self.layer.run(features, task, gates=gates)
         nominal = self.tokens * float(found.bit_allocation.detach().sum(-1).mean()) + _HEADER
         return Sent(found.reconstruction, found.rate, nominal, float(_HEADER))
 
@@ -120,8 +127,47 @@ class Layer(Coder):
         assert bool((opened == found).all()), "a stream is decoded to another latent"
         return list(made.sizes)
 
+    def learn_gates(self, features: Tensor, task: Tensor, cost: Cost, weight: float) -> None:
+        """Try gates of all samples twice, and learn what was better from all trials.
+
+        Args:
+            features: [N, T, D] training features.
+            task: [N, D], of a question about each.
+            cost: nats of a question.
+            weight: nats per bit.
+        """
+        start_rest_(self.layer, features, task)
+        seen: list[Trials] = []
+        for start in (0, 1):
+            for rows in torch.arange(len(features)).split(64):
+                if len(rows) and rows[0] // 64 % 2 == start:
+                    seen.append(self._tried(rows, features, task, cost, weight))
+            self._replay([torch.cat(part) for part in zip(*seen, strict=True)])
+
+    def _tried(
+        self, rows: Tensor, features: Tensor, task: Tensor, cost: Cost, weight: float
+    ) -> Trials:
+        def paid(sent: Tensor, which: Tensor) -> Tensor:
+            return cost(sent, rows[which])
+
+        return try_gates(self.layer, features[rows], task[rows], paid, weight=weight)
+
+    def _replay(self, trials: list[Tensor]) -> None:
+        """Learn from trials, by and by."""
+        assert self.layer.conditioner is not None
+        gates = self.layer.conditioner.gates
+        optimiser = torch.optim.Adam(gates.parameters(), lr=_REPLAY_RATE)
+        for step in range(_REPLAYS):
+            for group in optimiser.param_groups:
+                group["lr"] = _REPLAY_RATE * (1 - step / _REPLAYS)
+            some = torch.randint(len(trials[0]), (128,))
+            optimiser.zero_grad(set_to_none=True)
+            gate_loss(self.layer, Trials(*(part[some] for part in trials))).backward()
+            optimiser.step()
+
     def set_share(self, share: float) -> None:
         """Lower the mean bits by the schedule of the layer."""
+        self.share = share
         schedule = BitSchedule.of(self.config, 1000)
         self.layer.target_bits = schedule.bits(int(1000 * share))
 
@@ -130,16 +176,12 @@ class Layer(Coder):
         self.layer.freeze_()
 
     @torch.no_grad()
-    def finish(self, features: Tensor) -> None:
-        """Make the integer tables that streams are coded with, where bits are shared from counts.
+    def finish(self, features: Tensor, task: Tensor | None = None) -> None:
+        """Make the integer tables that streams are coded with, from counts.
 
         Args:
             features: [N, T, D] training features.
+            task: [N, D] of a question about each, in mode task.
         """
-        layer = self.layer.eval()
-        if self.config.mode == "shared" and layer.prior is not None:
-            bits = layer.maps[:1].float()
-            values = layer.run(features).quantised.flatten(0, 1)
-            codes = codes_of(values, *layer.quantizer.ends(), bits)
-            layer.prior.fit_(counted(codes, bits[0]))
-        layer.finalize_()
+        self.layer.eval().freeze_()
+        self.layer.finalize_(self.layer.count_codes(features, task))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,15 @@ from cmibq.nn.ib_start import independent_axes, principal_axes
 from cmibq.nn.prior import DiscretePrior
 from cmibq.ops.channel_bits import channel_bits
 
-__all__ = ["Coder", "Sent", "Uniform", "water_filling"]
+__all__ = ["GATED", "Coder", "Cost", "Sent", "Uniform", "water_filling"]
 
+GATED = 0.4
+"""Share of the training after which gates shut what a question does not need."""
 _SIDE = 8  # bits of a scale and of an offset that travel
+
+
+Cost = Callable[[Tensor, Tensor], Tensor]
+"""Nats of reconstructions [N, T, D] of the pictures whose rows are given, [N]."""
 
 
 @dataclass
@@ -79,6 +86,9 @@ class Coder(nn.Module):
         written = coded_bytes(sent.codes, self.prior.tables(), self.bits[0], sent.kept)
         return [size + math.ceil(sent.side / 8) for size in written]
 
+    def learn_gates(self, features: Tensor, task: Tensor, cost: Cost, weight: float) -> None:
+        """Called at `GATED` of the training where the coder is told the question; see Layer."""
+
     def set_share(self, share: float) -> None:
         """Called before every step with the share of the training that is done."""
 
@@ -86,11 +96,12 @@ class Coder(nn.Module):
         """Called where the last fifth of the training starts."""
 
     @torch.no_grad()
-    def finish(self, features: Tensor) -> None:
+    def finish(self, features: Tensor, task: Tensor | None = None) -> None:
         """Called when the training is over: the prior takes the shares of codes of training data.
 
         Args:
             features: [N, T, D].
+            task: [N, D], of a question about each, where the coder is told it.
         """
         sent = self.eval().send(features)
         assert sent.codes is not None

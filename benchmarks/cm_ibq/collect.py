@@ -17,6 +17,7 @@ from benchmarks.cm_ibq.tasks import (
     PLAIN,
     ROWS,
     SEEDS,
+    UNIFORM,
     Cell,
     left_out_cells,
 )
@@ -29,7 +30,7 @@ MARGIN = 0.01
 _PAIRS = (
     *(("ours", f"{row}, fixed") for row in PLAIN),
     *(("ours, fixed", f"{row}, fixed") for row in (*PLAIN, "flat")),
-    *(("ours", row) for row in (*PLAIN, "klt", "step", "flat")),
+    *(("ours", row) for row in (*PLAIN, "klt", "step", "factorized", "flat")),
     ("task", "ours"),
 )
 Json = dict[str, Any]
@@ -75,9 +76,10 @@ class _Table:
         for name, row in ROWS.items():
             for point in row.points:
                 if made := _cells(name, point, split, seeds):
-                    self._add(name, point, made, fixed=False)
-                    if name in FIXED:
-                        self._add(f"{name}, fixed", point, made, fixed=True)
+                    curve = row.curve or name
+                    self._add(curve, point, made, fixed=False)
+                    if curve in FIXED:
+                        self._add(f"{curve}, fixed", point, made, fixed=True)
         for name, qualities in IMAGE_ROWS.items():
             for quality in qualities:
                 if made := _cells(name, (0, quality), split, (0,)):
@@ -172,21 +174,64 @@ def _gain(below: Json, split: str, seeds: Sequence[int]) -> Json:
     return {"predicted": predicted, "measured": measured and _number(measured)}
 
 
+def _at_bytes(means: Array) -> Array:
+    """Return the accuracy of plain rounding at the bytes of a row, over that of the row.
+
+    Args:
+        means: [.., 2 + 2 P]: bytes and accuracy of the row, then of each point of plain rounding
+            by growing bytes. Between them accuracy is linear in the logarithm of the bytes.
+    """
+    found = []
+    for row in np.atleast_2d(means):
+        logs = np.log(np.maximum(row[::2], 1e-3))
+        found.append(np.interp(logs[0], logs[1:], row[3::2]) - row[1])
+    return np.asarray(found if means.ndim == 2 else found[0])
+
+
+def _unseen(table: _Table, rows: Array, some: dict[str, dict[Any, list[Json]]]) -> list[Json]:
+    """Return what each row loses on the questions `rows`, against plain rounding.
+
+    Args:
+        table: of all questions.
+        rows: bool, those of the kind.
+        some: row -> point -> its trainings without the kind.
+    """
+
+    def columns(trained: list[Json]) -> list[Array]:
+        sizes = [_sizes(m, table.questions, fixed=False) for m in trained]
+        return [np.mean(sizes, 0)[rows], np.mean([m["right"] for m in trained], 0)[rows]]
+
+    plain = sorted((columns(t) for t in some.get(UNIFORM, {}).values()), key=lambda c: c[0].mean())
+    clusters = [c for c, asked in zip(table.clusters, rows, strict=True) if asked]
+    told = []
+    for name, points in some.items():
+        for trained in points.values():
+            own = columns(trained)
+            found: Json = {"row": name, "seeds": len(trained), "more": None}
+            found |= {"bytes": _number(own[0].mean()), "accuracy": _number(own[1].mean())}
+            if name != UNIFORM and plain:
+                together = np.stack([x for pair in (own, *plain) for x in pair], 1)
+                boot = PairedBootstrap(together, clusters, resamples=500)
+                found["more"] = _json(boot.interval(_at_bytes))
+            told.append(found)
+    return told
+
+
 def _left_out(table: _Table, split: str, seeds: Sequence[int]) -> list[Json]:
-    """Return what questions of a kind lose that training did not ask, against training that did."""
+    """Return what questions of a kind lose that training did not ask, against plain rounding."""
     kinds = np.array([kind for some in table.seen.kinds for kind in some])
     made = []
     for kind in LEFT_OUT:
-        rows = kinds == kind
-        told: Json = {"kind": kind, "float": _number(float(table.right[rows].mean())), "rows": {}}
+        some: dict[str, dict[Any, list[Json]]] = {}
         for cell in left_out_cells(kind, seeds=seeds, split=split):
-            if (found := finished(cell)) is None:
-                continue
-            size = _sizes(found, table.questions, fixed=cell.row in PLAIN)
-            right = float(np.array(found["right"])[rows].mean())
-            some = {"bytes": _number(float(size.mean())), "accuracy": _number(right)}
-            told["rows"].setdefault(cell.row, []).append(some)
-        made += [told] if told["rows"] else []
+            if found := finished(cell):
+                point = cell.bits, cell.weight
+                some.setdefault(cell.row, {}).setdefault(point, []).append(found)
+        if some:
+            rows = kinds == kind
+            base = _number(float(table.right[rows].mean()))
+            told = _unseen(table, rows, some)
+            made.append({"kind": kind, "float": base, "rows": told})
     return made
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cm_ibq.coders import Coder
-from benchmarks.cm_ibq.vlm import Material, frozen
+from benchmarks.cm_ibq.coders import GATED, Coder
+from benchmarks.cm_ibq.vlm import Frozen, Material, frozen
 
 __all__ = ["Plan", "ask", "fit_"]
+
+_COUNTED = 4096  # training pictures whose codes the prior is counted on
+_TRIED = 4096  # of them whose gates are tried, for a coder that is told the question
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Plan:
             features' variances one.
         decoder_rate: that of the decoder.
         bits_rate: that of importance and allocation.
-        prior_rate: that of prior, steps and conditioning.
+        prior_rate: that of prior and steps.
         warm: share of the steps in which the weight of the rate grows.
     """
 
@@ -48,6 +51,7 @@ def _groups(coder: Coder, plan: Plan) -> list[dict[str, Any]]:
     """Return the groups of the optimiser: encoder, decoder, everything else."""
     rates = {
         "encoder": plan.encoder_rate,
+        "conditioner": plan.encoder_rate,
         "decoder": plan.decoder_rate,
         "allocation": plan.bits_rate,
         "importance": plan.bits_rate,
@@ -91,7 +95,7 @@ def fit_(
     """
     judge, rng = frozen(model), np.random.default_rng((seed, 83))
     optimiser = torch.optim.Adam(_groups(coder, plan), betas=(0.9, 0.98))
-    told, logs = {}, []
+    told, logs = dict[str, Tensor](), []
     coder.train()
     for step in range(plan.steps):
         share = step / plan.steps
@@ -100,15 +104,12 @@ def fit_(
         coder.set_share(share)
         if step == math.ceil(0.8 * plan.steps):
             coder.start_last()
+        if task and step == math.ceil(GATED * plan.steps):
+            _learn_gates(coder, seen, judge, told, weight, rng)
         which, asked = _pairs(seen, plan, rng, task=task)
-        question = None
-        if task:
-            texts = [pairs[0][0] for pairs in asked]
-            for text in texts:
-                if text not in told:
-                    told[text] = judge.embed_texts([text])[0]
-            question = torch.stack([told[text] for text in texts])
-        sent = coder.send(seen.features[which], question)
+        question = _embedded(judge, asked, told) if task else None
+        features = seen.features[which]
+        sent = coder.send(features, question)
         answer = judge.loss(sent.features, asked)
         rate = sent.rate.mean()
         optimiser.zero_grad(set_to_none=True)
@@ -120,9 +121,47 @@ def fit_(
         torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
         optimiser.step()
         logs.append({"loss": float(answer.detach()), "bits": float(rate.detach())})
-    coder.finish(seen.features[:4096])
+    some = [[pairs[int(rng.integers(len(pairs)))]] for pairs in seen.asked[:_COUNTED]]
+    question = _embedded(judge, some, told) if task else None
+    coder.finish(seen.features[:_COUNTED], question)
     coder.eval()
     return logs
+
+
+def _learn_gates(
+    coder: Coder,
+    seen: Material,
+    judge: Frozen,
+    known: dict[str, Tensor],
+    weight: float,
+    rng: np.random.Generator,
+) -> None:
+    """Let a coder try which gates questions need, one question about each picture."""
+    rows = rng.permutation(len(seen.features))[:_TRIED].tolist()
+    pairs = [seen.asked[row][int(rng.integers(len(seen.asked[row])))] for row in rows]
+    question = _embedded(judge, [[pair] for pair in pairs], known)
+    coder.learn_gates(seen.features[rows], question, _Asked(judge, pairs), weight)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a model loses on given questions."""
+
+    judge: Frozen
+    pairs: list[tuple[str, str]]
+
+    def __call__(self, sent: Tensor, which: Tensor) -> Tensor:
+        return self.judge.costs(sent, [self.pairs[row] for row in which.tolist()])
+
+
+def _embedded(
+    judge: Frozen, asked: list[list[tuple[str, str]]], known: dict[str, Tensor]
+) -> Tensor:
+    """Return the embeddings of the first question of each, [N, D]; `known` keeps them by text."""
+    texts = [pairs[0][0] for pairs in asked]
+    for text in set(texts) - known.keys():
+        known[text] = judge.embed_texts([text])[0]
+    return torch.stack([known[text] for text in texts])
 
 
 def _learn_apart(coder: Coder, rate: Tensor) -> None:

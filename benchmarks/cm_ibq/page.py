@@ -107,15 +107,16 @@ def _gain(results: Json) -> list[str]:
 
 
 def _left_out(results: Json) -> list[str]:
-    lines = ["| kind not trained | float, % | sent | bytes | accuracy of that kind, % |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| kind not trained | float, % | sent | bytes | accuracy of that kind, % "]
+    lines[-1] += "| loses more than LSQ at these bytes, points | trainings |"
+    lines.append("|---|---|---|---|---|---|---|")
     for told in results["left_out"]:
-        for row, some in told["rows"].items():
-            size = sum(s["bytes"] for s in some) / len(some)
-            right = 100 * sum(s["accuracy"] for s in some) / len(some)
-            base = 100 * told["float"]
+        for found in told["rows"]:
+            more = "-" if found["more"] is None else _span(found["more"], 100)
             lines.append(
-                f"| {told['kind']} | {base:.1f} | {title(row)} | {size:.1f} | {right:.1f} |"
+                f"| {told['kind']} | {100 * told['float']:.1f} | {title(found['row'])}"
+                f" | {found['bytes']:.1f} | {100 * found['accuracy']:.1f} | {more}"
+                f" | {found['seeds']} |"
             )
     return lines
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cm_ibq.fit import Plan
+from cmibq.demo.scenes import KINDS
 
 __all__ = [
     "FIXED",
@@ -16,6 +17,7 @@ __all__ = [
     "PLAIN",
     "ROWS",
     "SEEDS",
+    "UNIFORM",
     "Cell",
     "Row",
     "cells_of",
@@ -28,7 +30,7 @@ PLAIN = ("tensor", "channel", "token", "lsq", "water", "top")
 """Rows that have no rate to train."""
 FIXED = (*PLAIN, "flat", "ours")
 """Rows whose codes can be stored at a fixed length; reported with and without the entropy coder."""
-LEFT_OUT = ("sum", "where", "even")
+LEFT_OUT = KINDS
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Row:
 
     Args:
         title: in the tables.
-        how: class of coder: one of uniform, stepped, top, layer, image.
+        how: class of coder: one of uniform, stepped, factorized, top, layer.
         kind: passed to it; ``"flat"``: the layer's bits are the same for all channels.
         points: (channels, bits, nats per bit) of every cell; bits are those of a code, levels for
             stepped, kept tokens for top, the mean target for the layer.
         fixed_encoder: the encoder stays the KLT.
         config: further fields of `CMIBQConfig`.
+        curve: row whose curve its points belong to, where not its own.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Row:
     points: tuple[tuple[int, float, float], ...] = ()
     fixed_encoder: bool = False
     config: tuple[tuple[str, Any], ...] = field(default=())
+    curve: str = ""
 
     @property
     def task(self) -> bool:
@@ -60,7 +64,10 @@ class Row:
 
 _LENGTHS = ((13, 1, 0.0), (13, 2, 0.0))
 _SWEEP = ((13, 16, 3e-4), (13, 8, 1e-3), (13, 8, 3e-3))
-_BUDGETS = ((13, 1.25, 1e-2), (13, 1.25, 3e-3), (13, 1.25, 1e-3), (13, 1.5, 3e-4))
+_BUDGETS = (
+    *((13, 1.25, 1e-2), (13, 1.25, 3e-3), (13, 1.25, 1e-3), (13, 1.5, 3e-4)),
+    *((13, 1.08, 1e-3), (13, 2, 3e-4)),
+)
 # 13 principal axes of the features stand out (the next is ten times weaker): digits and colours.
 ROWS: dict[str, Row] = {
     "tensor": Row("static uniform, per tensor", "uniform", "tensor", _LENGTHS),
@@ -71,15 +78,25 @@ ROWS: dict[str, Row] = {
     "top": Row("top tokens at 8 bits", "top", "", ((13, 2, 0.0), (13, 3, 0.0))),
     "klt": Row("uniform step + KLT + coder", "stepped", "", _SWEEP, True),
     "step": Row("uniform step, encoder trained", "stepped", "", _SWEEP),
+    "factorized": Row(
+        *("CompressAI's EntropyBottleneck", "factorized", ""),
+        ((13, 4, 1e-3), (13, 4, 3e-3), (13, 4, 1e-2)),
+    ),
     "flat": Row(
         *("this layer, flat bits", "layer", "flat"),
         ((13, 1, 1e-3), (13, 2, 1e-3)),
     ),
     "ours": Row("this layer", "layer", "", _BUDGETS, config=(("min_bits", 1),)),
+    "low": Row(
+        *("this layer, channels may vanish", "layer", ""),
+        ((13, 0.7, 1e-3), (13, 0.85, 1e-3), (13, 1, 1e-3)),
+        config=(("min_bits", 0),),
+        curve="ours",
+    ),
     "task": Row(
         *("this layer, question known", "layer", ""),
-        ((13, 0.75, 1e-3), (13, 1, 1e-3)),
-        config=(("mode", "task"),),
+        ((13, 1.25, 5e-3),),
+        config=(("mode", "task"), ("min_bits", 1), ("n_maps", 1), ("hidden_dim", 256)),
     ),
 }
 IMAGE_ROWS: dict[str, tuple[int, ...]] = {
@@ -89,7 +106,12 @@ IMAGE_ROWS: dict[str, tuple[int, ...]] = {
 """The picture itself, at each quality, into the whole model."""
 
 _PLAN = Plan()
-_WITHOUT = (("ours", (13, 1.25, 1e-3)), ("lsq", (13, 1, 0.0)))
+UNIFORM = "lsq"
+"""The plain rounding that unseen questions are compared with."""
+_WITHOUT = (
+    *(("ours", (13, 1.25, 1e-3)), ("task", (13, 1.25, 5e-3))),
+    *((UNIFORM, (13, 1, 0.0)), (UNIFORM, (13, 2, 0.0))),
+)
 """Rows and points that are trained without a kind of question."""
 
 
@@ -168,7 +190,12 @@ def image_cells(model: str = "demo", split: str = "dev") -> list[Cell]:
 
 
 def left_out_cells(
-    kind: str, *, seeds: Sequence[int] = SEEDS, split: str = "dev", plan: Plan | None = None
+    kind: str,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    split: str = "dev",
+    plan: Plan | None = None,
+    rows: Sequence[str] = ("ours", "task", UNIFORM),
 ) -> list[Cell]:
     """Return the cells of training without one kind of question: the layer and plain rounding."""
     plan = plan or Plan()
@@ -176,4 +203,5 @@ def left_out_cells(
         Cell(row, *point, seed, "demo", split, kind, plan)
         for seed in seeds
         for row, point in _WITHOUT
+        if row in rows
     ]

@@ -97,6 +97,22 @@ class Frozen:
         return functional.cross_entropy(self.logits(features, packed), told)
 
     @torch.no_grad()
+    def costs(self, features: Tensor, asked: Sequence[tuple[str, str]]) -> Tensor:
+        """Return the mean cross-entropy of the answer tokens of one question each, [B].
+
+        Args:
+            features: [B, T, D].
+            asked: B questions with their answers.
+        """
+        packed = self.packer.pack([[pair] for pair in asked])
+        told = packed.labels != IGNORE
+        logits = self.logits(features, packed)
+        cost = functional.cross_entropy(logits, packed.labels[told], reduction="none")
+        row = told.nonzero()[:, 0]
+        sums = torch.zeros(len(asked)).index_add_(0, row, cost)
+        return sums / torch.bincount(row, minlength=len(asked))
+
+    @torch.no_grad()
     def grade(
         self, features: Tensor, asked: Sequence[Sequence[tuple[str, str]]]
     ) -> tuple[list[int], list[float]]:

@@ -45,16 +45,17 @@ class Budgeted(HostIntegers):
         super().__init__()
         c = self.config = config
         task = c.task_dim if c.mode == "task" else 0
+        asks = task if c.n_maps > 1 else 0  # one map for all tasks hangs on none
         rule = ALLOCATION_NETWORKS[c.allocator]
         soft, sizes = c.budget == "soft", (c.latent_dim, c.hidden_dim, c.min_bits, c.max_bits)
         self.allocation = rule(*sizes, costs=c.costs, soft=soft)
         reads = c.importance if rule.reads is None else rule.reads
-        sizes = (c.feature_dim, task, c.hidden_dim, c.latent_dim)
+        sizes = (c.feature_dim, asks, c.hidden_dim, c.latent_dim)
         self.importance = IMPORTANCE[reads](*sizes) if reads else None
         self.token_gain = TokenGain(sizes[0], task, c.token_levels) if c.token_gain else None
         self._unit = UNIT if c.token_gain else 0
         levels = c.token_levels if c.token_gain else 1
-        self.bit_maps = BitMaps(c.latent_dim, c.n_maps if task else 1, levels)
+        self.bit_maps = BitMaps(c.latent_dim, c.n_maps if asks else 1, levels)
         billionths = torch.tensor(round(c.stage1_bits * _BILLION))
         self.register_buffer("target_billionths", billionths)  # exact in every dtype of a model
 

@@ -30,6 +30,7 @@ class _Step(NamedTuple):
     target: float
     kept: int
     attention: Tensor | None
+    gates: Tensor | None
     half: bool
 
 
@@ -107,12 +108,17 @@ class IBQuantizedLayer(Coded):
         return self
 
     def encode(
-        self, features: Tensor, task_embedding: Tensor | None, *, half: bool = False
+        self,
+        features: Tensor,
+        task_embedding: Tensor | None,
+        *,
+        gates: Tensor | None = None,
+        half: bool = False,
     ) -> Tensor:
-        """Return mu [B, T, L] of features [B, T, D]; see `Matrix` for `half`."""
+        """Return mu [B, T, L] of features [B, T, D]; see `Matrix` for `half`, `run` for `gates`."""
         mu: Tensor = self.encoder(features, half=half)
         if self.conditioner is not None and task_embedding is not None:
-            mu = self.conditioner(mu, features, task_embedding)
+            mu = self.conditioner(mu, features, task_embedding, gates)
         return mu
 
     def plan(
@@ -180,6 +186,7 @@ class IBQuantizedLayer(Coded):
         *,
         target_bits: float | None = None,
         attention: Tensor | None = None,
+        gates: Tensor | None = None,
     ) -> IBResult:
         """Return all that `forward` does, and the rate.
 
@@ -188,6 +195,7 @@ class IBQuantizedLayer(Coded):
             task_embedding: [B, E]; needed in mode task.
             target_bits: mean bits per element; None = the current one.
             attention: [B, T] weights of tokens, for the importance rollout.
+            gates: bool [B, T + L] in place of those of `cmibq.nn.ib_gates`, in mode task.
 
         Raises:
             ConfigError: `target_bits` outside min_bits..max_bits.
@@ -198,7 +206,7 @@ class IBQuantizedLayer(Coded):
         if self.training:
             self._watch(x, task, features.ndim)
         kind = x.device.type
-        step = _Step(target, kept, attention, half_wanted(kind))
+        step = _Step(target, kept, attention, gates, half_wanted(kind))
         if torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 found = self._work(x, task, step)
@@ -212,7 +220,7 @@ class IBQuantizedLayer(Coded):
 
     def _work(self, x: Tensor, task: Tensor | None, step: _Step) -> IBResult:
         """Return the result of features [B, T, D] in the dtype of the work."""
-        mu = self.encode(x, task, half=step.half)
+        mu = self.encode(x, task, gates=step.gates, half=step.half)
         fresh = self.training and not inside_backward()
         if fresh:
             self.draws.add_(1)
@@ -261,7 +269,7 @@ class IBQuantizedLayer(Coded):
         """Return the bits of rows as `IBResult.bit_allocation` has them."""
         if self.token_gain is not None:
             return rows.view(*x.shape[:2], rows.shape[1]).mean(1)
-        return rows[0] if self.config.mode == "shared" else rows
+        return rows[0] if self.config.mode == "shared" else rows.expand(len(x), -1)
 
     def forward(
         self,

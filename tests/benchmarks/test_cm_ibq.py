@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cm_ibq import cells, collect, fit, images, judge, page, pictures, tasks, vlm
+from benchmarks.cm_ibq import (
+    cells,
+    collect,
+    factorized,
+    fit,
+    images,
+    judge,
+    page,
+    pictures,
+    tasks,
+    vlm,
+)
 from benchmarks.cm_ibq.coders import Uniform, water_filling
 from benchmarks.cm_ibq.predict import coding_gain
 from benchmarks.cm_ibq.streams import coded_bytes, counted
@@ -129,8 +140,27 @@ def test_grading_agrees_with_the_demo():
     np.testing.assert_allclose(losses, theirs[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("row", ["token", "klt", "top", "ours", "task"])
+def test_plain_rounding_at_equal_bytes_by_hand():
+    # At 2 bytes, halfway from 1 to 4, plain rounding has 75 %: 15 points less than the row.
+    means = np.array([2.0, 0.9, 1.0, 0.5, 4.0, 1.0])
+    assert collect._at_bytes(means) == pytest.approx(-0.15)
+    below = np.array([0.5, 0.9, 1.0, 0.5, 4.0, 1.0])  # its smallest point stands for less
+    np.testing.assert_allclose(collect._at_bytes(np.stack([means, below])), [-0.15, -0.4])
+
+
+def test_costs_are_the_losses_of_single_questions():
+    seen, model = vlm.material("demo", "dev", 3), vlm.frozen("demo")
+    pairs = [pairs[0] for pairs in seen.asked]
+    found = model.costs(seen.features, pairs)
+    for row, pair in enumerate(pairs):
+        alone = model.loss(seen.features[row : row + 1], [[pair]])
+        torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("row", ["token", "klt", "top", "ours", "task", "factorized"])
 def test_a_cell_is_made_once_and_asks_other_questions_without_training(row, tmp_path, monkeypatch):
+    if row == "factorized" and not factorized.installed():
+        pytest.skip("needs compressai: pip install --no-deps compressai")
     monkeypatch.setenv(cells.FOLDER, str(tmp_path))
     few = vlm.material("demo", "dev", 5)
     monkeypatch.setattr(cells, "material", lambda model, split, n=0: vlm.material(model, split, 5))
@@ -158,6 +188,7 @@ def test_results_from_cells_fill_the_page(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     made = [c for c in tasks.image_cells(split="test") if c.row in ("float", "webp")]
     made += tasks.cells_of(("ours", "klt", "lsq"), seeds=(0, 1), split="test", plan=plan)
+    made += tasks.cells_of(("low",), seeds=(0,), split="test", plan=plan)
     made += tasks.left_out_cells("sum", seeds=(0,), split="test")
     for number, cell in enumerate(made):
         told = {"right": rng.integers(2, size=20).tolist(), "losses": [0.1 + number] * 20}
@@ -169,7 +200,13 @@ def test_results_from_cells_fill_the_page(tmp_path, monkeypatch):
     assert found["questions"] == 20
     assert {"ours", "klt", "lsq", "lsq, fixed", "webp"} <= set(found["rows"])
     assert all(p["bytes"] == 2 for p in found["rows"]["lsq, fixed"])
+    assert len(found["rows"]["ours"]) == len(tasks.ROWS["ours"].points + tasks.ROWS["low"].points)
+    assert "low" not in found["rows"]
+    told = {r["row"]: r for r in found["left_out"][0]["rows"]}
     assert found["left_out"][0]["kind"] == "sum"
+    assert set(told) == {"ours", "task", "lsq"}
+    assert told["lsq"]["more"] is None
+    assert told["ours"]["more"]["value"] is not None
     text = page.filled(page.PAGE.read_text(), found)
     assert "LSQ, per channel, fixed length" in text
     pictures.draw(found, tmp_path)
