@@ -50,6 +50,12 @@ class _Events:
         check_frozen(_tower(more["model"]))
         self._stack.close()
         self._seen = self._stack.enter_context(watched())
+        own = more.get("optimizer")
+        own = getattr(own, "optimizer", own)  # accelerate wraps it
+        if own is not None and not _has_event():
+            told = functools.partial(self.on_pre_optimizer_step, args, state, control)
+            handle = own.register_step_pre_hook(lambda *_: told(model=more["model"]))
+            self._stack.callback(handle.remove)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Take the entropy of a batch, and let go of what it was computed from."""
@@ -95,6 +101,13 @@ class _Events:
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Watch no longer."""
         self._stack.close()
+
+
+def _has_event() -> bool:
+    """Return whether this transformers tells callbacks of steps of the optimiser beforehand."""
+    from transformers import TrainerCallback
+
+    return hasattr(TrainerCallback, "on_pre_optimizer_step")
 
 
 def _mean(tables: list[list[list[float]]]) -> list[list[float]]:

@@ -26,7 +26,7 @@ from cmibq.integrations.patches import Patches
 from cmibq.integrations.tinyllava_config import Wanted, choosing, describing, starting
 from cmibq.integrations.tinyllava_host import loosen, need, need_deepspeed, stub, tuning, unstub
 from cmibq.integrations.tinyllava_record import KEY
-from cmibq.integrations.tinyllava_start import warning
+from cmibq.integrations.tinyllava_start import warning, watching
 from cmibq.integrations.tinyllava_tower import opening, tower_class
 from cmibq.recipe.calm import CALMConfig
 
@@ -137,7 +137,8 @@ def _patch_recipes() -> None:
         if "save" in vars(kind):
             _patches.set(kind, "save", _saving(kind.save))
     trainer = importlib.import_module("tinyllava.train.tinyllava_trainer").LLaVATrainer
-    _patches.set(trainer, "__init__", with_callback(trainer.__init__, lambda: bool(_wanted.cm_ibq)))
+    made = with_callback(trainer.__init__, lambda: bool(_wanted.cm_ibq))
+    _patches.set(trainer, "__init__", watching(made))
     _patches.set(trainer, "train", warning(trainer.train))
 
 

@@ -1,4 +1,4 @@
-"""What fusions that do not start as the anchor cost before they are trained: a measured warning."""
+"""What is told of a training: what fusions cost before it, and what they do during it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from cmibq.integrations.bridge import bridge_of
+from cmibq.integrations.calm_trainer import calm_callback
 from cmibq.integrations.tinyllava_host import composed_of
+from cmibq.integrations.tinyllava_record import KEY
 from cmibq.models.composed import leaving_out
 
-__all__ = ["warning"]
+__all__ = ["warning", "watching"]
 
 _log = logging.getLogger(__name__)
 _ROWS = 4
@@ -76,3 +78,19 @@ def warning(original: Any) -> Any:
         return original(self, *args, **kwargs)
 
     return train
+
+
+def watching(original: Any) -> Any:
+    """Wrap the trainer's ``__init__``: trained fusions are watched and logged.
+
+    The callback goes first, so that those that report to TensorBoard or wandb see what it adds.
+    """
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        told = self.args.tune_type_vision_tower.lower()
+        if told == KEY and composed_of(self.model) is not None:
+            self.callback_handler.callbacks.insert(0, calm_callback())
+
+    return __init__

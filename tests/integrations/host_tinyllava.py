@@ -165,6 +165,10 @@ def stages(repo: Path, root: Path) -> None:
     assert len(fusions(model)) == 28, sorted(fusions(model))
     assert {k for k in changed if "vision_tower" in k} == fusions(model), changed
     assert not [k for k in changed if "language_model" in k], changed
+    rows = json.loads((one / "trainer_state.json").read_text())["log_history"]
+    keys = {"train_loss", "learning_rate", "calm_module_grad_norm", "attention_entropy"}
+    assert all(keys <= row.keys() for row in rows if "loss" in row), rows
+    assert rows[-2]["calm_module_grad_norm"] > 0
     first = {k: v for k, v in model.state_dict().items() if "vision_tower" in k}
     saved = torch.load(one / "vision_tower/pytorch_model.bin", weights_only=True)
     assert {f"vision_tower._vision_tower.{k}" for k in saved} == first.keys()
