@@ -45,13 +45,13 @@ def _steps(rows: Rows) -> list[str]:
 
 
 def _memory(rows: Rows) -> list[str]:
-    head = ["Pass", "Lk", "ours", "torch", "ratio"]
+    head = ["Strategy", "pass", "Lk", "ours", "torch", "ratio"]
     body = []
-    for row in sorted(rows, key=lambda r: r["keys"]):
+    for row in sorted(rows, key=lambda r: (r["strategy"], r["keys"])):
         for what, found in row.get("memory_mib", {}).items():
             ours, other = found["ours"], found["torch sdpa"]
             told = [f"{ours:.1f} MiB", f"{other:.1f} MiB", f"{other / ours:.2f}"]
-            body.append([what, str(row["keys"]), *told])
+            body.append([f"`{row['strategy']}`", what, str(row["keys"]), *told])
     return _table(head, body)
 
 

@@ -22,13 +22,20 @@ LAYERS = {
     "transformers.models.clip.modeling_clip": "CLIPEncoderLayer",
     "transformers.models.siglip.modeling_siglip": "SiglipEncoderLayer",
     "transformers.models.dinov2.modeling_dinov2": "Dinov2Layer",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers": (
+        "Dinov2WithRegistersLayer"
+    ),
+    "transformers.models.vit.modeling_vit": "ViTLayer",
 }
 """Layers that do what `vision_layer` does: layer norm, q, k and v, attention over all tokens, out,
 layer norm, ``fc2(act(fc1))``, with two residual sums, before which DINOv2 scales channels."""
 
 _CLIP = ("self_attn", "out_proj", ("layer_norm1", "layer_norm2"), ())
+_DINO = ("attention", "o_proj", ("norm1", "norm2"), ("layer_scale1", "layer_scale2"))
 _NAMES = {
-    "Dinov2Layer": ("attention", "o_proj", ("norm1", "norm2"), ("layer_scale1", "layer_scale2"))
+    "Dinov2Layer": _DINO,
+    "Dinov2WithRegistersLayer": _DINO,
+    "ViTLayer": ("attention", "o_proj", ("layernorm_before", "layernorm_after"), ()),
 }
 """Layer -> attention, its output layer, the norms, and what scales channels; others as in CLIP."""
 
@@ -87,7 +94,7 @@ def find_parts(layer: Any) -> VisionParts | None:
         layer: of one of those kinds.
     """
     at, last, told, grown = _NAMES.get(layer.__class__.__name__, _CLIP)
-    attention, mlp = getattr(layer, at), layer.mlp
+    attention, mlp = getattr(layer, at), getattr(layer, "mlp", None)
     qkv: list[Any] = [getattr(attention, f"{n}_proj", None) for n in "qkv"]
     rest: list[Any] = [
         getattr(attention, last, None),
@@ -98,6 +105,7 @@ def find_parts(layer: Any) -> VisionParts | None:
     gains = tuple(getattr(layer, n) for n in grown)
     if not all(type(x) is PackedLinear for x in (*qkv, *rest)) or not Joined.fits(qkv):
         return None
+    assert mlp is not None  # it has fc1
     act = _ACTS.get(type(mlp.activation_fn).__name__)
     exact = getattr(mlp.activation_fn, "act", None) in (None, functional.gelu)
     if act is None or (act == "gelu" and not exact):

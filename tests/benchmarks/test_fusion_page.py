@@ -6,6 +6,7 @@ from benchmarks import fusion_page as page
 
 FUSION = [
     {
+        "strategy": "gated_attention",
         "keys": 257,
         "half": False,
         "threads": 1,
@@ -33,7 +34,7 @@ def blank(*names: str) -> str:
 def test_tables_by_hand():
     text = page.filled(blank("fusion-step", "fusion-memory", "composed"), FUSION, COMPOSED)
     assert "| float32 | 257 | 1 | 100 ms | 150 ms, 1.50 | - | 200 ms, 2.00 |" in text
-    assert "| forward | 257 | 10.0 MiB | 31.0 MiB | 3.10 |" in text
+    assert "| `gated_attention` | forward | 257 | 10.0 MiB | 31.0 MiB | 3.10 |" in text
     last = "| bfloat16 | 224 px | 2 | 100 ms | 50 ms | 160 ms, 1.07 x both | - |"
     assert f"{last} 105 ms, 1.05 x the anchor |" in text
 

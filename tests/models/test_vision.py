@@ -102,17 +102,18 @@ def test_other_activations_are_the_hosts() -> None:
     assert vision.find_parts(layer) is None
 
 
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "ViT"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dinov2(dtype: torch.dtype, taken: list[bool]) -> None:
+def test_other_towers(kind: str, dtype: torch.dtype, taken: list[bool]) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
-    tower = transformers.Dinov2Model(
-        transformers.Dinov2Config(**sizes, image_size=16, patch_size=4)
-    ).eval()
-    for layer in tower.encoder.layer:  # one is the start of a training
-        for gain in (layer.layer_scale1, layer.layer_scale2):
-            nn.init.uniform_(gain.lambda1, 0.5, 2.0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 128} if kind == "ViT" else {"mlp_ratio": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes, image_size=16, patch_size=4)
+    tower = getattr(transformers, f"{kind}Model")(config).eval()
+    for name, gain in tower.named_parameters():
+        if name.endswith("lambda1"):  # one is the start of a training
+            nn.init.uniform_(gain, 0.5, 2.0)
     names = [n for n, m in tower.named_modules() if isinstance(m, nn.Linear)]
     convert_(tower, {n: QuantSpec(8, PerGroup(16)) for n in names})
     with torch.no_grad():
