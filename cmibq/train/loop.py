@@ -19,6 +19,8 @@ from cmibq.train.peers import average_, world
 
 __all__ = ["Found", "Loop", "Parts", "StepRecord", "moved", "run_steps"]
 
+_BEYOND = 1e12  # no weight or logarithm is as large
+
 StepRecord = dict[str, float]
 Found = Mapping[str, Tensor | None]
 
@@ -185,6 +187,25 @@ def _update(loop: Loop, parts: Parts) -> StepRecord:
     return told
 
 
+@contextlib.contextmanager
+def _diverging(parts: Parts, step: int) -> Iterator[None]:
+    """Say so where a forward fails because the steps before it have spoilt a parameter.
+
+    Raises:
+        DataError: a trained parameter is beyond any use: NaN, infinite, or near it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        trained = [p for group in parts.optimiser.param_groups for p in group["params"]]
+        if all(bool((p.abs() < _BEYOND).all()) for p in trained):
+            raise
+        raise DataError(
+            f"parameters are NaN, infinite or above {_BEYOND:g} in step {step} of stage"
+            f" {parts.stage}: the training diverged; lower the learning rate, or set clip_norm"
+        ) from error
+
+
 def run_steps(
     loop: Loop,
     parts: Parts,
@@ -219,7 +240,7 @@ def run_steps(
     for chunk in _chunks(batches, loop.accumulate):
         more, sums = begin(step), dict[str, Tensor]()
         for batch in chunk:
-            with loop.precision(device):
+            with loop.precision(device), _diverging(parts, step):
                 loss, terms, found = losses(moved(batch, device))
             if device.type == "cpu" and not bool(torch.isfinite(loss.detach())):
                 records.add(step, {**terms, "total": loss}, more)

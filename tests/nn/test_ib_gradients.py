@@ -10,9 +10,11 @@ from torch.func import functional_call
 
 from cmibq import CMIBQConfig, IBQuantizedLayer
 from cmibq.ops import project_bits
+from cmibq.train import AlignmentHead, composite
 
 D, E, B, T = 4, 3, 2, 3
-STRAIGHT = ("encoder", "conditioner", "log_stretch", "log_variance")
+STRAIGHT = tuple(f"layer.{n}" for n in ("encoder", "conditioner", "log_stretch", "log_variance"))
+_NAMES = ("quantised", "mu", "logvar", "bit_allocation", "rate")
 
 
 def made(**fields: Any) -> IBQuantizedLayer:
@@ -50,21 +52,20 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_all_but_the_straight_through_parts_equal_finite_differences(kind: dict[str, Any]) -> None:
-    """Through allocation (importance, networks, gains), prior, rate, decoder and the loss.
+    """Through allocation (importance, networks, gains), prior, rate, decoder and all loss terms.
 
     Widths lie between integers and codes stay, so there the loss is smooth.
     """
-    layer, (x, q) = made(**kind), batch()
-    names = [n for n, _ in layer.named_parameters() if not n.startswith(STRAIGHT)]
+    layer, (x, q) = made(alignment_weight=0.3, beta=0.1, **kind), batch()
+    whole = _Whole(layer, AlignmentHead(D, E).double())
+    names = [n for n, _ in whole.named_parameters() if not n.startswith(STRAIGHT)]
     names = [n for n in names if "log_stretch" not in n]
-    held = dict(layer.named_parameters())
+    held = dict(whole.named_parameters())
 
     def loss(values: list[torch.Tensor]) -> torch.Tensor:
         layer.draws.fill_(0)
-        named = {f"layer.{n}": v for n, v in zip(names, values, strict=True)}
-        recon, rate = functional_call(_Run(layer), named, (x, q))
-        made: torch.Tensor = (recon - x).square().mean() + 0.01 * rate.mean()
-        return made
+        told: torch.Tensor = functional_call(whole, dict(zip(names, values, strict=True)), (x, q))
+        return told
 
     values = [held[n].detach().clone().requires_grad_() for n in names]
     gradients = torch.autograd.grad(loss(values), values)
@@ -78,6 +79,23 @@ def test_all_but_the_straight_through_parts_equal_finite_differences(kind: dict[
         slope = float((steps[0] - steps[1]).detach()) / 2e-6
         want = sum(float((a * b).sum()) for a, b in zip(gradients, way, strict=True))
         assert slope == pytest.approx(want, rel=1e-5, abs=1e-8)
+
+
+class _Whole(torch.nn.Module):
+    """All loss terms of a layer together, as a forward."""
+
+    def __init__(self, layer: IBQuantizedLayer, head: AlignmentHead) -> None:
+        super().__init__()
+        self.layer, self.head = layer, head
+
+    def forward(self, x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        r = self.layer.run(x, q)
+        found = {"features": x, "text_features": q, "reconstructed": r.reconstruction}
+        found |= {name: getattr(r, name) for name in _NAMES}
+        terms = composite(self.layer.config, found, 3.0, alignment=self.head)
+        assert terms.alignment > 0
+        assert (terms.bitrate > 0) == (self.layer.config.budget == "soft")
+        return terms.total
 
 
 class _Run(torch.nn.Module):

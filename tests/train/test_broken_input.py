@@ -52,6 +52,13 @@ def test_a_batch_that_does_not_fit(given: Any, message: str) -> None:
         train(layer(alignment_weight=0.1), [given])
 
 
+def test_a_training_that_diverges() -> None:
+    made = layer()
+    optimiser = torch.optim.AdamW(made.parameters(), lr=1e30)
+    with pytest.raises(DataError, match="diverged; lower the learning rate|is not finite"):
+        stage_one_pretrain(made, [batch()] * 4, optimiser, CPU)
+
+
 def test_batches_with_little_in_them() -> None:
     made = layer(alignment_weight=0.1)
     text = torch.ones(1, 4)
