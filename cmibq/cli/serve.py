@@ -43,7 +43,8 @@ def run(words: Sequence[str]) -> int:
         if presets:
             warm_up(panel, presets[0].image, presets[0].question)
         _greet(config, panel, presets)
-        launch(build_page(panel, presets), config, on_open=lambda url: say(f"open {url}"))
+        page, files = build_page(panel, presets), [one.image for one in presets]
+        launch(page, config, files=files, on_open=lambda url: say(f"open {url}"))
     return 0
 
 

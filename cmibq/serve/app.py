@@ -220,13 +220,18 @@ def build_page(panel: Panel, presets: Sequence[Preset]) -> Any:
 
 
 def launch(
-    page: Any, config: ServeConfig, *, on_open: Callable[[str], object] | None = None
+    page: Any,
+    config: ServeConfig,
+    *,
+    files: Sequence[Path] = (),
+    on_open: Callable[[str], object] | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
         page: of `build_page`.
         config: where to listen.
+        files: pictures that the page shows; no other files of this machine can be read.
         on_open: told the address when the page can be opened; None returns as soon as it can be,
             and ``page.close()`` ends it.
 
@@ -239,6 +244,7 @@ def launch(
         server_name=config.host, server_port=find_port(config.host, config.port),
         share=config.share, inbrowser=config.open_browser, quiet=True, ssr_mode=False,
         prevent_thread_lock=True, footer_links=[], css=CSS,
+        allowed_paths=[str(path) for path in files],
         theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )  # fmt: skip
     if on_open is not None:

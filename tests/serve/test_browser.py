@@ -28,7 +28,7 @@ from cmibq.serve.session import Panel, looks_at, stream
 from tests.serve.composed import QUESTION, TOKENS, make_panel, write_composed
 
 CHROMIUM = os.environ.get("CMIBQ_CHROMIUM") or shutil.which("chromium")
-WAIT = 60_000  # ms
+WAIT = 120_000  # ms, of a busy machine
 _GUARDED = """
 import socket, sys
 find = socket.getaddrinfo
@@ -58,14 +58,16 @@ def panel(composed_dir: Path) -> Panel:
 
 
 @pytest.fixture(scope="module")
-def served(composed_dir: Path) -> Iterator[str]:
+def served(composed_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve by the command, in a process of its own; Ctrl-C ends it."""
     if find_spec("gradio") is None:
         pytest.skip("needs gradio: pip install 'cmibq[serve]'")
     words = [sys.executable, "-c", _GUARDED, "serve", "--model-path", str(composed_dir)]
     words += ["--port", "0", "--threads", "1", "--max-new-tokens", str(TOKENS)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, **pipes, text=True) as process:
+    # Gradio shows files of the temporary folder by itself; a model usually lies elsewhere.
+    elsewhere = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("tmp"))}
+    with subprocess.Popen(words, **pipes, text=True, env=elsewhere) as process:
         assert process.stdout is not None
         assert "anchor, composed, composed int8; 2 examples" in process.stdout.readline()
         yield process.stdout.readline().removeprefix("open ").strip()
