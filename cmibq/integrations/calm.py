@@ -146,7 +146,9 @@ def check_calm(model: nn.Module) -> None:
     Raises:
         ModelError: the tower is missing, or is not in config.json.
     """
-    named = getattr(getattr(model, "config", None), KEY, None)
+    config = getattr(model, "config", None)
+    vision = getattr(config, "vision_config", None)  # where TinyLLaVA's describes it
+    named = getattr(config, KEY, None) or getattr(vision, KEY, None)
     tower, name = calm_of(model), type(model).__name__
     if named and tower is None:
         raise ModelError(
