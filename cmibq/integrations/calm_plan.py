@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ __all__ = [
     "seeing_both",
     "tower_folder",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 def config_for(recipe: CALMRecipe, model: nn.Module) -> CALMConfig:
@@ -148,8 +145,8 @@ def seeing_both(processor: Any, recipe: CALMRecipe, tower: CALMVisionTower) -> A
         tower: the composed tower, for the sizes that it takes.
 
     Returns:
-        A copy; the processor itself, with a warning, where the augmenting tower's folder has no
-        image processor: it then gets the anchor's pixels in its own size.
+        A copy; the processor itself where the augmenting tower's folder has no image processor: it
+        then gets the anchor's pixels in its own size.
 
     Raises:
         ConfigError: a processor makes images of another size than its tower takes.
@@ -157,11 +154,6 @@ def seeing_both(processor: Any, recipe: CALMRecipe, tower: CALMVisionTower) -> A
     folder = tower_folder(recipe.augmenting_model)
     found = open_image_processor(folder)
     if found is None:
-        _logger.warning(
-            "%s has no image processor (preprocessor_config.json): the augmenting tower gets the"
-            " anchor's pixels, with the anchor's mean and deviation, in its own size",
-            folder,
-        )
         return processor
     made = copy.copy(processor)
     both = PackedProcessor(processor.image_processor, found)

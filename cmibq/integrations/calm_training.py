@@ -119,6 +119,12 @@ def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say:
     encoded = encode(samples, loaded.processor)
     plain = loaded.processor
     loaded = dataclasses.replace(loaded, processor=seeing_both(plain, recipe, tower))
+    if loaded.processor is plain:
+        _logger.warning(
+            "%s has no image processor (preprocessor_config.json): the augmenting tower gets the"
+            " anchor's pixels, with the anchor's mean and deviation, in its own size",
+            recipe.augmenting_model,
+        )
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}
     found = {k: known[k] for k in _FOUND if known.get("identity") == recipe.identity and k in known}
