@@ -122,7 +122,7 @@ def _asking(gradio: Any, presets: Sequence[Preset], html: str) -> dict[str, Any]
         for one in presets:
             made["presets"].append(
                 gradio.Button(
-                    one.note or one.question, icon=str(one.image), size="md", min_width=150
+                    one.note or one.question, icon=str(one.image), size="md", min_width=280
                 )
             )
     with gradio.Row(equal_height=False):

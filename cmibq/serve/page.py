@@ -27,8 +27,10 @@ CSS: Final = """
 .pixels img { image-rendering: pixelated; width: 100% !important; height: 100% !important;
   object-fit: contain; }
 #anchor-view img { cursor: crosshair; }
-#presets button { font-weight: normal; justify-content: flex-start; text-align: left; }
-#presets img { image-rendering: pixelated; width: 2.2em; height: 2.2em; }
+#presets { align-items: stretch; }
+#presets button { font-weight: normal; justify-content: flex-start; text-align: left;
+  flex-wrap: nowrap; line-height: 1.3; }
+#presets img { image-rendering: pixelated; flex: none; width: 2.6em; height: 2.6em; }
 .prose table.answers { width: 100%; border: 0; margin: 0; }
 .prose table.answers :is(tr, th, td) { border: 0; }
 .prose table.answers :is(th, td) { padding: .5em .6em; text-align: left; vertical-align: top;
