@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmibq.ops.library import LIBRARY, kernel_ready, no_second, once, view
+from cmibq.ops.library import LIBRARY, kernel_ready, recorded, view
 from cmibq.runtime import kernels
 
 __all__ = [
@@ -123,10 +123,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, weight)
 
 
-def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(backward: Any, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     b, weight = ctx.saved_tensors
-    gx = torch.ops.cmibq.project_bits_backward(g, b, weight, ctx.lo, ctx.hi)
-    return gx, None, None, None, None
+    return backward(g, b, weight, ctx.lo, ctx.hi), None, None, None, None
 
 
 LIBRARY.impl("project_bits", _project_cpu, "CPU")
@@ -146,24 +145,7 @@ torch.library.register_fake(
     lambda b, lo, hi, total: torch.empty_like(b, dtype=torch.uint8),
     lib=LIBRARY,
 )
-torch.library.register_autograd("cmibq::project_bits", _autograd, setup_context=_setup, lib=LIBRARY)
-no_second("project_bits")
-
-
-class _Eager(torch.autograd.Function):
-    """The op without the dispatcher, half the price per call; `torch.compile` gets the op."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, *ends: float) -> Tensor:
-        out = _project_cpu(x, weight, *ends)
-        _setup(ctx, (x, weight, *ends), out)
-        return out
-
-    @staticmethod
-    @once
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        b, weight = ctx.saved_tensors
-        return _backward_cpu(g, b, weight, ctx.lo, ctx.hi), None, None, None, None
+_project = recorded("project_bits", _project_cpu, _backward_cpu, _setup, _gradients)
 
 
 def project_bits(
@@ -196,10 +178,8 @@ def project_bits(
     """
     if not lo <= target <= hi:
         raise ValueError(f"project_bits: target is {target}; the mean must lie in {lo}..{hi}")
-    if x.requires_grad and kernel_ready(x) and not torch.compiler.is_compiling():
-        eager: Tensor = _Eager.apply(x, weight, target, lo, hi)  # type: ignore[no-untyped-call]
-        return eager
-    out: Tensor = torch.ops.cmibq.project_bits(x, weight, target, lo, hi)
+    tensors = (x,) if weight is None else (x, weight)
+    out: Tensor = _project(tensors, x, weight, target, lo, hi)
     return out
 
 

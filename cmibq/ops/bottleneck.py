@@ -14,13 +14,10 @@ from cmibq.ops.channel_bits_reference import reference as round_channels
 from cmibq.ops.channel_bits_reference import reference_backward as round_channels_backward
 from cmibq.ops.library import (
     LIBRARY,
-    direct,
     empty_like,
     kernel_ready,
-    no_second,
-    once,
+    recorded,
     view,
-    wants_grad,
 )
 from cmibq.ops.noise import reference as noise
 from cmibq.runtime import kernels
@@ -111,9 +108,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _autograd(ctx: Any, gy: Tensor, gkl: Tensor) -> tuple[Tensor | None, ...]:
-    made = torch.ops.cmibq.bottleneck_backward(gy, gkl, *ctx.saved_tensors, ctx.samples)
-    return (*made, None, None)
+def _gradients(backward: Any, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return (*backward(*grads, *ctx.saved_tensors, ctx.samples), None, None)
 
 
 LIBRARY.impl("bottleneck", _forward_cpu, "CPU")
@@ -126,24 +122,7 @@ torch.library.register_fake(
     lib=LIBRARY,
 )
 torch.library.register_fake("cmibq::bottleneck_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("cmibq::bottleneck", _autograd, setup_context=_setup, lib=LIBRARY)
-no_second("bottleneck")
-
-
-class _Eager(torch.autograd.Function):
-    """What autograd records where the dispatcher is left out; the same two functions."""
-
-    @staticmethod
-    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Tensor]:
-        """Return what the CPU function does."""
-        _setup(ctx, operands, None)
-        return _forward_cpu(*operands)
-
-    @staticmethod
-    @once
-    def backward(ctx: Any, gy: Tensor, gkl: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all tensors but the key."""
-        return (*_backward_cpu(gy, gkl, *ctx.saved_tensors, ctx.samples), None, None)
+_run = recorded("bottleneck", _forward_cpu, _backward_cpu, _setup, _gradients)
 
 
 def bottleneck(
@@ -199,11 +178,6 @@ def bottleneck(
             f" {list(high.shape)}, bits {list(bits.shape)} and {samples} samples do not fit; give"
             " [R, C] twice, [C] twice, [G, C], where G and samples divide R"
         )
-    operands = (mu, logvar, low, high, bits, key, samples)
-    if direct(*operands[:6]):
-        if wants_grad(*operands[:5]):
-            made: tuple[Tensor, Tensor] = _Eager.apply(*operands)  # type: ignore[no-untyped-call]
-            return made
-        return _forward_cpu(*operands)
-    found: tuple[Tensor, Tensor] = torch.ops.cmibq.bottleneck(*operands)
+    tensors = (mu, logvar, low, high, bits, key)
+    found: tuple[Tensor, Tensor] = _run(tensors, *tensors, samples)
     return found

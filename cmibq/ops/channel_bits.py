@@ -18,13 +18,10 @@ from cmibq.ops.channel_bits_reference import (
 )
 from cmibq.ops.library import (
     LIBRARY,
-    direct,
     empty_like,
     kernel_ready,
-    no_second,
-    once,
+    recorded,
     view,
-    wants_grad,
 )
 from cmibq.runtime import kernels
 
@@ -102,9 +99,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _autograd(ctx: Any, gy: Tensor, grate: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(backward: Any, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    made = torch.ops.cmibq.channel_bits_backward(gy, grate, *saved, ctx.samples)
+    made = backward(*grads, *saved, ctx.samples)
     return (*made[:4], None if saved[4] is None else made[4], None, None)
 
 
@@ -114,26 +111,7 @@ LIBRARY.impl("channel_bits_backward", _backward_cpu, "CPU")
 LIBRARY.impl("channel_bits_backward", reference_backward, "CUDA")
 torch.library.register_fake("cmibq::channel_bits", _fake, lib=LIBRARY)
 torch.library.register_fake("cmibq::channel_bits_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd("cmibq::channel_bits", _autograd, setup_context=_setup, lib=LIBRARY)
-no_second("channel_bits")
-
-
-class _Eager(torch.autograd.Function):
-    """What autograd records where the dispatcher is left out; the same two functions."""
-
-    @staticmethod
-    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Tensor]:
-        """Return what the CPU function does."""
-        _setup(ctx, operands, None)
-        return _forward_cpu(*operands)
-
-    @staticmethod
-    @once
-    def backward(ctx: Any, gy: Tensor, grate: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of all tensors but the key."""
-        saved = ctx.saved_tensors
-        made = _backward_cpu(gy, grate, *saved, ctx.samples)
-        return (*made[:4], None if saved[4] is None else made[4], None, None)
+_run = recorded("channel_bits", _forward_cpu, _backward_cpu, _setup, _gradients)
 
 
 def _check(o: _Operands) -> None:
@@ -202,11 +180,5 @@ def channel_bits(
     x, low, high, bits = (t.float() if t.dtype in _HALVES else t for t in (x, low, high, bits))
     o = _Operands(x, low, high, bits, tables, key, samples)
     _check(o)
-    tensors = [t for t in o[:6] if t is not None]
-    if direct(*tensors):
-        if wants_grad(*tensors):
-            made: tuple[Tensor, Tensor] = _Eager.apply(*o)  # type: ignore[no-untyped-call]
-            return made
-        return _forward_cpu(*o)
-    found: tuple[Tensor, Tensor] = torch.ops.cmibq.channel_bits(*o)
+    found: tuple[Tensor, Tensor] = _run(tuple(t for t in o[:6] if t is not None), *o)
     return found

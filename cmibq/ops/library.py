@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "no_second",
     "once",
     "put",
+    "recorded",
     "refuse_grad",
     "torch_threads",
     "view",
@@ -139,6 +141,54 @@ def call(
         return made
     _refuse_meta((*tensors, out))
     return put(op(*tensors, *rest), out)
+
+
+def recorded(
+    name: str,
+    cpu: Callable[..., Any],
+    backward_cpu: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    gradients: Callable[..., tuple[torch.Tensor | None, ...]],
+) -> Callable[..., Any]:
+    """Register the gradient of an op and return what calls it, without the dispatcher if it can.
+
+    Args:
+        name: of the op; its backward is another one, ``<name>_backward``.
+        cpu: the op's CPU function.
+        backward_cpu: that of its backward.
+        setup: ``(ctx, operands, output)``, notes what the backward needs.
+        gradients: ``(backward, ctx, *grads)``, gradients of all operands by that function.
+
+    Returns:
+        ``(tensors, *operands)``: `tensors` are those among the operands.
+    """
+    op, back = (getattr(torch.ops.cmibq, n) for n in (name, f"{name}_backward"))
+    through = functools.partial(gradients, back)
+    torch.library.register_autograd(f"cmibq::{name}", through, setup_context=setup, lib=LIBRARY)
+    no_second(name)
+
+    class _Eager(torch.autograd.Function):
+        """What autograd records where the dispatcher is left out; the same two functions."""
+
+        @staticmethod
+        def forward(ctx: Any, *operands: Any) -> Any:
+            out = cpu(*operands)
+            setup(ctx, operands, out)
+            return out
+
+        @staticmethod
+        @once
+        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+            return gradients(backward_cpu, ctx, *grads)
+
+    def run(tensors: tuple[torch.Tensor, ...], *operands: Any) -> Any:
+        if not direct(*tensors):
+            return op(*operands)
+        if wants_grad(*tensors):
+            return _Eager.apply(*operands)  # type: ignore[no-untyped-call]
+        return cpu(*operands)
+
+    return run
 
 
 def refuse_grad(*outs: torch.Tensor, record: bool = False) -> None:

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from cmibq.ops.library import (
     LIBRARY,
-    direct,
     empty_like,
     kernel_ready,
-    no_second,
-    once,
+    recorded,
     view,
-    wants_grad,
 )
 from cmibq.runtime import kernels
 
@@ -58,8 +55,8 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _autograd(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    made = torch.ops.cmibq.sqdiff_backward(g, *ctx.saved_tensors)
+def _gradients(backward: Any, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    made = backward(g, *ctx.saved_tensors)
     return made if ctx.needs_input_grad[0] else None, -made if ctx.needs_input_grad[1] else None
 
 
@@ -71,26 +68,7 @@ torch.library.register_fake("cmibq::sqdiff", lambda a, b: a.new_empty(a.shape[0]
 torch.library.register_fake(
     "cmibq::sqdiff_backward", lambda g, a, b: torch.empty_like(a), lib=LIBRARY
 )
-torch.library.register_autograd("cmibq::sqdiff", _autograd, setup_context=_setup, lib=LIBRARY)
-no_second("sqdiff")
-
-
-class _Eager(torch.autograd.Function):
-    """What autograd records where the dispatcher is left out; the same two functions."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        """Return what the CPU function does."""
-        ctx.save_for_backward(a, b)
-        return _forward_cpu(a, b)
-
-    @staticmethod
-    @once
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients that are wanted."""
-        made = _backward_cpu(g, *ctx.saved_tensors)
-        need = ctx.needs_input_grad
-        return made if need[0] else None, -made if need[1] else None
+_run = recorded("sqdiff", _forward_cpu, _backward_cpu, _setup, _gradients)
 
 
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
@@ -113,12 +91,5 @@ def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"mean_square_error: a is {list(a.shape)} and b {list(b.shape)}")
     a, b = a.flatten(1), b.flatten(1)
-    made: Tensor
-    if direct(a, b):
-        if wants_grad(a, b):
-            made = _Eager.apply(a, b)  # type: ignore[no-untyped-call]
-        else:
-            made = _forward_cpu(a, b)
-    else:
-        made = torch.ops.cmibq.sqdiff(a, b)
+    made: Tensor = _run((a, b), a, b)
     return made

@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_fit(given: Any, message: str) -> None:
 def test_a_training_that_diverges() -> None:
     made = layer()
     optimiser = torch.optim.AdamW(made.parameters(), lr=1e30)
-    with pytest.raises(DataError, match="diverged; lower the learning rate|is not finite"):
+    with pytest.raises(DataError, match=r"diverged; lower the learning rate|is not finite"):
         stage_one_pretrain(made, [batch()] * 4, optimiser, CPU)
 
 
