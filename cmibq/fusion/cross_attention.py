@@ -66,6 +66,7 @@ class CALMCompositionModule(Fusion):
             anchor_features,
             augmented_features,
             None,
+            recompute=self.recompute,
             need_entropy=need_entropy,
             need_weights=need_weights,
         )
@@ -79,7 +80,7 @@ class CALMCompositionModule(Fusion):
             anchor_features: [B, Lq, anchor_dim].
             augmented_features: [B, Lk, augmented_dim].
             gate: scalar or [anchor_dim]; None = 1.
-            **need: as of `attend`.
+            **need: as of `attend`, and `recompute`.
         """
         self.check(anchor_features, augmented_features)
         first = self.projection if type(self.projection) is nn.Linear else None
@@ -91,7 +92,6 @@ class CALMCompositionModule(Fusion):
             first=first,
             gate=gate,
             norm=self.norm,
-            recompute=self.recompute,
             **need,
         )
 

@@ -82,11 +82,11 @@ class GatedAttention(Fusion):
         need_weights: bool = False,
     ) -> Attended:
         """See `Fusion.attend`."""
-        self.attention.recompute = self.recompute
         return self.attention.gated(
             anchor_features,
             augmented_features,
             self.factor(),
+            recompute=self.recompute,
             need_entropy=need_entropy,
             need_weights=need_weights,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cmibq import models
@@ -26,7 +27,7 @@ from tests.fixtures import write_llava
 transformers = pytest.importorskip("transformers")
 
 IDS = torch.tensor([[4, 3, 3, 3, 3, 8, 9]])
-PIXELS = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randn(1, 3, 16 + 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,13 @@ def composed_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
     config = transformers.Dinov2Config(**sizes, image_size=28, patch_size=14)
     other = transformers.Dinov2Model(config).eval()
-    tower: Any = attach_calm(
-        loaded.model, other, CALMConfig(composition_layers=2, attention_heads=4)
-    )
+    kind: Any = getattr(transformers, "BitImageProcessorPil", transformers.BitImageProcessor)
+    both: Any = {
+        "processor": loaded.processor,
+        "augmenting_processor": kind(size={"shortest_edge": 28}, crop_size=28),
+    }
+    calm = CALMConfig(composition_layers=2, attention_heads=4)
+    tower: Any = attach_calm(loaded.model, other, calm, **both)
     for fusion in tower.calm_modules:
         nn.init.normal_(fusion.gate, std=0.03)
     (out / "model").mkdir()
@@ -104,6 +109,8 @@ def test_w8a8(composed_dir: Path, items_path: Path, tmp_path: Path) -> None:
     assert float((seen - want).norm() / want.norm()) < 0.03
     got = logits(loaded.model)
     again, _ = open_model(tmp_path / "w8")
+    pixels = again.processor.image_processor(Image.new("RGB", (20, 24)), return_tensors="pt")
+    assert pixels["pixel_values"].shape == (1, 3, 16 + 28, 28)
     assert torch.equal(logits(again.model), got)
 
 
