@@ -47,7 +47,9 @@ def translate(args: Sequence[str]) -> list[str]:
     """
     if any(word.partition("=")[0] == "--deepspeed" for word in args):
         need_deepspeed()
-    left, _wanted.flags = tinyllava_args.translate(args)
+    left = list(args)
+    _wanted.cache = tinyllava_args.take(left, "feature_cache") or ""
+    left, _wanted.flags = tinyllava_args.translate(left)
     CALMConfig.from_dict(_wanted.options)
     return left
 
@@ -119,7 +121,7 @@ def _take(config: dict[str, Any] | None) -> None:
     calm, layer = config.get(KEY, {}), config.get(NAME, {})
     CALMConfig.from_dict(calm)
     if layer:
-        BridgeConfig.of(layer, 64)
+        BridgeConfig.of(layer, 64, 64)
     _wanted.calm, _wanted.cm_ibq = dict(calm), dict(layer)
 
 
@@ -138,7 +140,7 @@ def _patch_recipes() -> None:
             _patches.set(kind, "save", _saving(kind.save))
     trainer = importlib.import_module("tinyllava.train.tinyllava_trainer").LLaVATrainer
     made = with_callback(trainer.__init__, lambda: bool(_wanted.cm_ibq))
-    _patches.set(trainer, "__init__", watching(made))
+    _patches.set(trainer, "__init__", watching(made, _wanted))
     _patches.set(trainer, "train", warning(trainer.train))
 
 

@@ -16,7 +16,7 @@ from cmibq.integrations.tinyllava_fork import read_config
 from cmibq.integrations.tinyllava_record import KEY
 from cmibq.recipe.calm import CALMConfig
 
-__all__ = ["translate"]
+__all__ = ["take", "translate"]
 
 _log = logging.getLogger(__name__)
 _HOSTS_OWN = ("gradient_checkpointing", "select_layer", "anchor_model", "augmenting_model")
@@ -35,12 +35,12 @@ def _value(name: str, kind: str, text: str) -> Any:
         raise ConfigError(f"--{name} is {text!r}; give {kind}") from error
 
 
-def _take(args: list[str], name: str) -> str | None:
+def take(args: list[str], name: str) -> str | None:
     """Take a flag off a command line, wherever it stands; return its value, the last one.
 
     Example:
         >>> args = ["--a", "1", "--b=2"]
-        >>> _take(args, "b"), _take(args, "c"), args
+        >>> take(args, "b"), take(args, "c"), args
         ('2', None, ['--a', '1'])
     """
     found, left, words = None, list[str](), iter(args)
@@ -68,7 +68,7 @@ def _llm(args: list[str]) -> None:
     It is ``--llm_model_name_or_path``; else that of the checkpoint that training starts from; else
     the host's default, TinyLlama-1.1B-Chat.
     """
-    name, start = _take(args, _LLM), _take(args, "pretrained_model_path")
+    name, start = take(args, _LLM), take(args, "pretrained_model_path")
     if start is not None:
         args += ["--pretrained_model_path", start]
         name = name or read_config(start).get(_LLM)
@@ -83,13 +83,13 @@ def _towers(args: list[str], tower: str) -> None:
     Raises:
         ConfigError: one is missing.
     """
-    second = _take(args, "model_name_or_path2")
-    anchor, augmenting = _take(args, "anchor_model"), _take(args, "augmenting_model")
-    augmenting = augmenting or second or _take(args, "vision_tower2")
+    second = take(args, "model_name_or_path2")
+    anchor, augmenting = take(args, "anchor_model"), take(args, "augmenting_model")
+    augmenting = augmenting or second or take(args, "vision_tower2")
     if tower != KEY:
         anchor = tower
     elif anchor is None:  # the README's spelling: the towers stand where the LLM belongs
-        anchor = _take(args, "model_name_or_path")
+        anchor = take(args, "model_name_or_path")
         _llm(args)
     for which, name, flag in (
         ("anchor", anchor, f"--vision_tower {KEY}:ANCHOR"),
@@ -117,12 +117,12 @@ def translate(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         (['--vision_tower', 'calm:clip', '--vision_tower2', 'calm:dino'], {'composition_layers': 2})
     """
     left = list(args)
-    tower = _take(left, "vision_tower")
+    tower = take(left, "vision_tower")
     if tower is None or tower.partition(":")[0] != KEY:
         return list(args), {}
     told = {}
     for field in fields(CALMConfig):
-        text = None if field.name in _HOSTS_OWN else _take(left, field.name)
+        text = None if field.name in _HOSTS_OWN else take(left, field.name)
         if text is not None:
             told[field.name] = _value(field.name, str(field.type), text)
     _towers(left, tower)

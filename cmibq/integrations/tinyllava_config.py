@@ -28,16 +28,18 @@ class Wanted:
         flags: those on the command line, which go before them.
         cm_ibq: fields of a CM-IBQ layer behind the connector; empty = none.
         start: config.json of the checkpoint that training starts from.
+        cache: folder for features of the augmenting tower; "" = none are kept.
     """
 
     calm: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     cm_ibq: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
+    cache: str = ""
 
     def clear(self) -> None:
         """Want nothing."""
-        self.calm, self.flags, self.cm_ibq, self.start = {}, {}, {}, {}
+        self.calm, self.flags, self.cm_ibq, self.start, self.cache = {}, {}, {}, {}, ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -158,7 +160,8 @@ def choosing(original: Any, wanted: Wanted) -> Any:
         original(self, config)
         fields = wanted.cm_ibq or wanted.start.get(NAME)
         if fields:
-            setattr(self, NAME, BridgeConfig.of(fields, int(self.hidden_size)).to_dict())
+            widths = int(self.hidden_size), int(self.vision_hidden_size)
+            setattr(self, NAME, BridgeConfig.of(fields, *widths).to_dict())
 
     return load_from_config
 

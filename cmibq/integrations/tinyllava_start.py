@@ -13,9 +13,11 @@ from torch import Tensor
 
 from cmibq.integrations.bridge import bridge_of
 from cmibq.integrations.calm_trainer import calm_callback
+from cmibq.integrations.tinyllava_config import Wanted
 from cmibq.integrations.tinyllava_host import composed_of
 from cmibq.integrations.tinyllava_record import KEY
 from cmibq.models.composed import leaving_out
+from cmibq.models.feature_cache import FeatureCache
 
 __all__ = ["warning", "watching"]
 
@@ -80,17 +82,24 @@ def warning(original: Any) -> Any:
     return train
 
 
-def watching(original: Any) -> Any:
+def watching(original: Any, wanted: Wanted) -> Any:
     """Wrap the trainer's ``__init__``: trained fusions are watched and logged.
 
     The callback goes first, so that those that report to TensorBoard or wandb see what it adds.
+
+    Args:
+        original: of the host.
+        wanted: names the folder for features of the augmenting tower.
     """
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        told = self.args.tune_type_vision_tower.lower()
-        if told == KEY and composed_of(self.model) is not None:
+        tower = composed_of(self.model)
+        if tower is None:
+            return
+        tower.cache = FeatureCache(wanted.cache) if wanted.cache else None
+        if self.args.tune_type_vision_tower.lower() == KEY:
             self.callback_handler.callbacks.insert(0, calm_callback())
 
     return __init__

@@ -271,17 +271,20 @@ def serving(repo: Path, root: Path) -> None:
 
 
 def checkpointing(repo: Path, root: Path) -> None:
-    """With gradient checkpointing the weights become the same ones as without."""
+    """Gradient checkpointing and a cache of features leave the weights that come out alone."""
     paths, found = assets(root), []
-    for wanted in ("False", "True"):
+    for wanted in ("False", "True", "cache"):
         torch.manual_seed(3)
-        more = {"gradient_checkpointing": wanted, "max_steps": "3"}
+        more = {"gradient_checkpointing": str(wanted == "True"), "max_steps": "6"}
+        more |= {"feature_cache": str(root / "features")} if wanted == "cache" else {}
         model, before = run(repo, arguments(paths, root / f"calm-{wanted}", 1, **more))
         assert {k for k in moved(model, before) if "vision" in k} == fusions(model), wanted
         assert model.vision_tower._vision_tower.gradient_checkpointing is (wanted == "True")
         found.append(model.state_dict())
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert model.vision_tower._vision_tower.cache.hits > 0, "14 pictures, 24 were asked for"
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def readme(repo: Path, root: Path) -> None:

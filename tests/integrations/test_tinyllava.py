@@ -243,7 +243,8 @@ def test_flags_add_to_the_configuration() -> None:
     tinyllava._take({"calm": {"composition_layers": 2, "norm": "none"}})
     tinyllava.translate([*TOWERS, "--composition_layers", "3"])
     assert tinyllava._wanted.options == {"composition_layers": 3, "norm": "none"}
-    tinyllava.translate(TOWERS)
+    assert tinyllava.translate(["--feature_cache=out/features", *TOWERS]) == TOWERS
+    assert tinyllava._wanted.cache == "out/features"
     assert tinyllava._wanted.options == {"composition_layers": 2, "norm": "none"}
     with pytest.raises(ConfigError, match="norm is 'pre'"):
         tinyllava.translate([*TOWERS, "--norm", "pre"])
