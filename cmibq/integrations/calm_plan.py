@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,34 +14,21 @@ from cmibq.integrations.hooks import projector_of
 from cmibq.integrations.hostloss import host_parameters
 from cmibq.models.composed import CALMVisionTower
 from cmibq.models.composed_files import open_image_processor, tower_config
-from cmibq.models.packed import PackedProcessor
+from cmibq.models.composed_processor import pack_processor_
 from cmibq.models.processor import quiet
 from cmibq.recipe import parse_model_args
-from cmibq.recipe.calm import CALMConfig
 from cmibq.recipe.places import local_path, placeholder
 from cmibq.recipe.train_calm import CALMRecipe
 from cmibq.train.parameters import Row, count, format_table, total
 
 __all__ = [
     "choose_",
-    "config_for",
     "describe",
     "numbers",
     "parts_table",
     "plan",
-    "seeing_both",
     "tower_folder",
 ]
-
-
-def config_for(recipe: CALMRecipe, model: nn.Module) -> CALMConfig:
-    """Return the configuration of the tower; where the model reads its anchor is the model's."""
-    host: Any = model
-    read = getattr(host.config, "vision_feature_layer", None)
-    told = recipe.tower
-    if not isinstance(read, int) or read >= 0 or told.select_layer != -1:
-        return told
-    return dataclasses.replace(told, select_layer=read)
 
 
 def choose_(
@@ -134,34 +118,11 @@ def _tower_skeleton(folder: Path) -> nn.Module:
     return made
 
 
-def seeing_both(processor: Any, recipe: CALMRecipe, tower: CALMVisionTower) -> Any:
-    """Return a processor whose pixels are those of both towers (`cmibq.models.packed`).
-
-    Texts are for the model's own processor: it counts image tokens by the anchor's pixels.
-
-    Args:
-        processor: of the model.
-        recipe: names the folder of the augmenting tower.
-        tower: the composed tower, for the sizes that it takes.
-
-    Returns:
-        A copy; the processor itself where the augmenting tower's folder has no image processor: it
-        then gets the anchor's pixels in its own size.
-
-    Raises:
-        ConfigError: a processor makes images of another size than its tower takes.
-    """
-    folder = tower_folder(recipe.augmenting_model)
-    found = open_image_processor(folder)
-    if found is None:
-        return processor
-    made = copy.copy(processor)
-    both = PackedProcessor(processor.image_processor, found)
-    here, there = tower.parts
-    both.check((here.image_size, there.image_size))
-    made.image_processor = both
-    tower.processors = processor.image_processor, found  # config.json of the model names them
-    return made
+def _check_processors(recipe: CALMRecipe, model: Path, tower: CALMVisionTower) -> None:
+    """Refuse processors that make images of another size than their tower takes."""
+    found = open_image_processor(tower_folder(recipe.augmenting_model))
+    if found is not None and (model / "processor_config.json").exists():
+        pack_processor_(models.load_processor(model), found).check(tower.image_sizes)
 
 
 def _skeletons(recipe: CALMRecipe) -> tuple[models.LoadedModel, CALMVisionTower]:
@@ -171,7 +132,7 @@ def _skeletons(recipe: CALMRecipe) -> tuple[models.LoadedModel, CALMVisionTower]
     loaded = models.LoadedModel(models.skeleton(folder), None, adapter, folder)
     augmenting = _tower_skeleton(there)
     with torch.device("meta"):
-        tower = attach_calm(loaded.model, augmenting, config_for(recipe, loaded.model))
+        tower = attach_calm(loaded.model, augmenting, recipe.tower)
     return loaded, tower
 
 
@@ -200,8 +161,7 @@ def plan(recipe: CALMRecipe) -> dict[int, str]:
     """
     loaded, tower = _skeletons(recipe)
     _check_anchor(recipe, tower)
-    if (loaded.path / "processor_config.json").exists():
-        seeing_both(models.load_processor(loaded.path), recipe, tower)
+    _check_processors(recipe, loaded.path, tower)
     made = {}
     for stage in recipe.wanted:
         choose_(loaded, tower, recipe, stage)

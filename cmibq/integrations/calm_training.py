@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,15 +17,7 @@ from cmibq.eval.footprint import PeakMemory, peak_memory
 from cmibq.fileio import atomic_dir, read_json, write_json
 from cmibq.integrations.batches import Batches
 from cmibq.integrations.calm import attach_calm
-from cmibq.integrations.calm_plan import (
-    choose_,
-    config_for,
-    describe,
-    numbers,
-    plan,
-    seeing_both,
-    tower_folder,
-)
+from cmibq.integrations.calm_plan import choose_, describe, numbers, plan, tower_folder
 from cmibq.integrations.calm_stage1 import (
     STAGE1,
     check_fusions,
@@ -39,7 +30,7 @@ from cmibq.integrations.calm_start import added_ms, start_losses
 from cmibq.integrations.hostloss import recompute_, shared_loss
 from cmibq.integrations.job import Job, OnStep, check_places, finished, read_shown
 from cmibq.models.composed import CALMVisionTower
-from cmibq.models.composed_files import open_tower
+from cmibq.models.composed_files import open_image_processor, open_tower
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import format_size, parse_model_args
 from cmibq.recipe.train_calm import CALMRecipe
@@ -96,7 +87,6 @@ class _Job(Job):
     say: Say
     on_begin: Begin | None = None
     found: dict[str, Any] = field(default_factory=dict)
-    plain: Any = None
 
     def write(self, done: list[int]) -> None:
         """Write what is known of the run."""
@@ -111,24 +101,25 @@ class _Job(Job):
 def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say: Say) -> _Job:
     samples = read_shown(recipe, "a vision tower is trained on images")
     loaded = models.load(parse_model_args(recipe.model_args), model=recipe.model)
-    dtype = next(loaded.model.parameters()).dtype
-    augmenting = open_tower(tower_folder(recipe.augmenting_model), dtype=dtype)
-    torch.manual_seed(recipe.seed)
-    config = config_for(recipe, loaded.model)
-    tower = attach_calm(loaded.model, augmenting, config)
-    encoded = encode(samples, loaded.processor)
-    plain = loaded.processor
-    loaded = dataclasses.replace(loaded, processor=seeing_both(plain, recipe, tower))
-    if loaded.processor is plain:
+    folder = tower_folder(recipe.augmenting_model)
+    augmenting, own = open_tower(folder), open_image_processor(folder)
+    if own is None:
         _logger.warning(
             "%s has no image processor (preprocessor_config.json): the augmenting tower gets the"
             " anchor's pixels, with the anchor's mean and deviation, in its own size",
-            recipe.augmenting_model,
+            folder,
         )
+    torch.manual_seed(recipe.seed)
+    tower = attach_calm(
+        *(loaded.model, augmenting, recipe.tower),
+        processor=None if own is None else loaded.processor,
+        augmenting_processor=own,
+    )
+    encoded = encode(samples, loaded.processor)
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}
     found = {k: known[k] for k in _FOUND if known.get("identity") == recipe.identity and k in known}
-    return _Job(recipe, loaded, encoded, on_step, tower, say, begin, found, plain)
+    return _Job(recipe, loaded, encoded, on_step, tower, say, begin, found)
 
 
 def _measure(job: _Job) -> None:
@@ -261,7 +252,7 @@ def _run(job: _Job, done: list[int]) -> None:
     job.loaded.model.eval()
     if rank() == 0:
         with atomic_dir(job.out / "model", overwrite=True) as folder:
-            models.save_float(dataclasses.replace(job.loaded, processor=job.plain), folder)
+            models.save_float(job.loaded, folder)
     job.write(sorted({*done, *recipe.wanted}))
 
 

@@ -103,6 +103,7 @@ def test_the_result_opens_without_the_original_towers(
         hidden.rename(dino_dir)
     tower = calm_of(loaded.model)
     assert tower is not None
+    assert loaded.processor.image_processor.sizes == tower.image_sizes == ((16, 16), (24, 24))
     fusions = weights(out / "stage1")
     for name, p in tower.calm_modules.named_parameters():
         assert torch.equal(p, fusions[f"calm_modules.{name}"])
@@ -246,6 +247,21 @@ def test_what_is_wrong_is_told_before_weights_load(
     monkeypatch.setattr(calm_training, "open_tower", load)
     told = trained | {"output_path": str(tmp_path / "o")} | more
     assert main(["train", "calm", *flags(told)]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_a_processor_of_another_tower_is_refused_before_weights_load(
+    trained: dict[str, Any], dino_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "dino"
+    other.mkdir()
+    (other / "config.json").write_text((dino_dir / "config.json").read_text())
+    told = json.loads((dino_dir / "preprocessor_config.json").read_text())
+    told |= {name: {"height": 32, "width": 32} for name in ("size", "crop_size")}
+    (other / "preprocessor_config.json").write_text(json.dumps(told))
+    more = {"augmenting_model": str(other), "output_path": str(tmp_path / "o")}
+    assert main(["train", "calm", *flags(trained | more)]) == 2
+    message = "the augmenting processor makes images of 32 x 32 pixels, but the tower takes 24 x 24"
     assert message in capsys.readouterr().err
 
 
