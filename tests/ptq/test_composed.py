@@ -15,7 +15,9 @@ from cmibq.data import encode, read_items
 from cmibq.eval import open_model
 from cmibq.fusion.settled import SettledFusion
 from cmibq.integrations.calm import attach_calm
-from cmibq.nn import PackedLinear
+from cmibq.models import decode, vision
+from cmibq.models.composed import leaving_out
+from cmibq.nn import PackedLinear, convert_
 from cmibq.ptq import quantize
 from cmibq.ptq.fisher import measure
 from cmibq.ptq.sensitivity import Plan
@@ -36,7 +38,7 @@ def composed_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("composed")
     loaded = models.load(write_llava(out / "plain"))
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
     config = transformers.Dinov2Config(**sizes, image_size=28, patch_size=14)
     other = transformers.Dinov2Model(config).eval()
     kind: Any = getattr(transformers, "BitImageProcessorPil", transformers.BitImageProcessor)
@@ -75,12 +77,14 @@ def test_transformers_alone_refuses_the_folder(composed_dir: Path) -> None:
         transformers.AutoModelForImageTextToText.from_pretrained(composed_dir)
 
 
-def test_settled_models_answer_the_same(composed_dir: Path) -> None:
+def test_settled_towers_see_the_same(composed_dir: Path) -> None:
     model = models.load(composed_dir).model
-    want = logits(model)
-    models.settle_(models.settle_(model))
-    assert all(isinstance(m, SettledFusion) for m in models.calm_of(model).calm_modules)  # type: ignore[union-attr]
-    torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
+    tower: Any = models.calm_of(model)
+    with torch.no_grad():
+        want = tower(PIXELS).last_hidden_state
+        models.settle_(models.settle_(model))
+        assert all(isinstance(m, SettledFusion) for m in tower.calm_modules)
+        torch.testing.assert_close(tower(PIXELS).last_hidden_state, want, rtol=1e-5, atol=1e-5)
 
 
 def quantised(composed_dir: Path, items_path: Path, out: Path, **how: Any) -> Any:
@@ -115,7 +119,7 @@ def test_w8a8(composed_dir: Path, items_path: Path, tmp_path: Path) -> None:
 
 
 def test_one_budget(composed_dir: Path, items_path: Path, tmp_path: Path) -> None:
-    most = 180_000
+    most = 190_000
     result = quantised(
         composed_dir, items_path, tmp_path / "small", method="awq", w_bit=4, w_group=32,
         embed_bit=8, head_bit=8, n_grid=4, run_process=True, max_bytes=f"{most}B",
@@ -137,3 +141,28 @@ def test_sensitivities_reach_both_towers(composed_dir: Path, items_path: Path) -
     found = measure(loaded, samples, plan, (2, 4), rows=16)
     assert found.keys() == set(names)
     assert all(bool((t[:, 0] > 0).all()) for t in found.values())
+
+
+def test_generate_takes_the_short_way_through_both_towers(
+    composed_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = models.settle_(models.load(composed_dir).model).requires_grad_(False)
+    names = [n for n, m in model.named_modules() if type(m) is nn.Linear and n != "lm_head"]
+    convert_(model, {n: QuantSpec(8, PerGroup(8), symmetric=True) for n in names}, 16)
+    how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
+    want = model.generate(IDS, pixel_values=PIXELS, output_logits=True, **how).logits[0]
+    taken = []
+
+    def noted(*args: Any) -> Any:
+        made = vision.vision_layer(*args)
+        taken.append(made is not None)
+        return made
+
+    monkeypatch.setattr(decode, "vision_layer", noted)
+    models.accelerate_(model)
+    got = model.generate(IDS, pixel_values=PIXELS, output_logits=True, **how).logits[0]
+    assert taken == [True] * 4
+    assert float((got - want).abs().max()) <= 1e-3 * float(want.abs().max())
+    with leaving_out((0, 1)):
+        alone = model.generate(IDS, pixel_values=PIXELS, output_logits=True, **how).logits[0]
+    assert not torch.equal(alone, got)
