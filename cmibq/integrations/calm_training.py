@@ -31,6 +31,7 @@ from cmibq.integrations.hostloss import recompute_, shared_loss
 from cmibq.integrations.job import Job, OnStep, check_places, finished, read_shown
 from cmibq.models.composed import CALMVisionTower
 from cmibq.models.composed_files import open_image_processor, open_tower
+from cmibq.models.feature_cache import FeatureCache
 from cmibq.ops.library import torch_threads
 from cmibq.recipe import format_size, parse_model_args
 from cmibq.recipe.train_calm import CALMRecipe
@@ -115,6 +116,8 @@ def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say:
         processor=None if own is None else loaded.processor,
         augmenting_processor=own,
     )
+    if recipe.feature_cache:
+        tower.cache = FeatureCache(recipe.feature_cache)
     encoded = encode(samples, loaded.processor)
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}

@@ -48,6 +48,7 @@ class CALMRecipe(CALMConfig, Training):
         "", "output_path of a run whose stage one stage two starts from; default: this run's own"
     )
     n_measure: int = opt(64, "conversations whose loss is told before training; 0 = none")
+    feature_cache: str = opt("", "folder that keeps what the augmenting tower sees; default: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()

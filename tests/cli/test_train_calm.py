@@ -118,6 +118,19 @@ def test_the_same_run_is_not_done_twice(
     assert "holds a run of another recipe" in capsys.readouterr().err
 
 
+def test_features_on_disk_have_the_same_bits(trained: dict[str, Any], tmp_path: Path) -> None:
+    told = trained | {"stage": 1, "n_measure": 0, "feature_cache": str(tmp_path / "features")}
+    for name in ("first", "second"):
+        assert main(["train", "calm", *flags(told | {"output_path": str(tmp_path / name)})]) == 0
+        kept = sorted((tmp_path / "features").glob("*/*.safetensors"))
+        assert kept
+        made = weights(tmp_path / name / "stage1")
+        if name == "first":
+            want, times = made, [f.stat().st_mtime_ns for f in kept]
+    assert [f.stat().st_mtime_ns for f in kept] == times
+    assert all(torch.equal(made[n], t) for n, t in want.items())
+
+
 @pytest.mark.parametrize("place", [(1, 2), (2, 1)])
 def test_a_run_that_was_stopped_goes_on(
     place: tuple[int, int], trained: dict[str, Any], tmp_path: Path
