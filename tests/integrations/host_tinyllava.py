@@ -339,8 +339,9 @@ def bottleneck(repo: Path, root: Path) -> None:
     layer = {k for k, _ in model.named_parameters() if ".cm_ibq." in k}
     assert layer
     changed = moved(model, before)
-    still = (layer | fusions(model)) - changed
-    assert {k.split(".")[-1] for k in still} <= {"log_stretch"}, still
+    assert fusions(model) <= changed, fusions(model) - changed
+    for part in ("encoder", "decoder", "prior"):
+        assert {k for k in layer & changed if f".layer.{part}." in k}, f"{part} was not trained"
     first = {k: v for k, v in model.state_dict().items() if ".cm_ibq." in k}
     log = json.loads((one / "trainer_state.json").read_text())["log_history"]
     bits = [row["cm_ibq/target_bits"] for row in log if "loss" in row]
