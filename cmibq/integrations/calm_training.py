@@ -245,6 +245,8 @@ def _run(job: _Job, done: list[int]) -> None:
     recipe, place = job.recipe, job.checkpoints().place()
     if place is None and not holds(job.out / STAGE1, recipe.identity):
         _measure(job)
+    if recipe.feature_cache:
+        job.tower.cache = FeatureCache(recipe.feature_cache)
     if 1 in recipe.wanted and not holds(job.out / STAGE1, recipe.identity):
         _stage(job, 1)
         write_fusions(job.out / STAGE1, job.loaded.model, job.tower, recipe.identity)

@@ -47,6 +47,9 @@ class CALMRecipe(CALMConfig, Training):
     stage1_path: str = opt(
         "", "output_path of a run whose stage one stage two starts from; default: this run's own"
     )
+    feature_cache: str = opt(
+        "", "folder for the augmenting tower's features, for later epochs and runs; default: none"
+    )
     n_measure: int = opt(64, "conversations whose loss is told before training; 0 = none")
     feature_cache: str = opt("", "folder that keeps what the augmenting tower sees; default: none")
 

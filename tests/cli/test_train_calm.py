@@ -171,6 +171,16 @@ def test_stage_two_alone_starts_from_a_stage_one(
     assert log[0]["calm_module_grad_norm"] > 0
 
 
+def test_features_are_cached_on_disk(trained: dict[str, Any], tmp_path: Path) -> None:
+    more = {"output_path": str(tmp_path / "o"), "feature_cache": str(tmp_path / "cache")}
+    more |= {"stage": 1, "n_measure": 0}
+    assert main(["train", "calm", *flags(trained | more)]) == 0
+    assert 0 < len([p for p in (tmp_path / "cache").rglob("*") if p.is_file()]) <= 12
+    found, want = (weights(Path(p) / "stage1") for p in (tmp_path / "o", trained["output_path"]))
+    for name in want:
+        torch.testing.assert_close(found[name], want[name], atol=1e-5, rtol=0)
+
+
 def test_a_norm_that_harms_the_anchor_is_warned_of_and_told_elsewhere(
     trained: dict[str, Any],
     tmp_path: Path,
