@@ -110,6 +110,12 @@ def _agree(host: Any, wanted: Wanted) -> None:
                 f"{name} is {mine!r}, but the checkpoint to start from was trained with"
                 f" {theirs!r}; leave it out"
             )
+    if _names(host) != (had.anchor_model, had.augmenting_model):
+        _log.warning(
+            "the towers are those that the checkpoint to start from holds (it names %s and %s);"
+            " those on the command line are not read",
+            *(had.anchor_model, had.augmenting_model),
+        )
     if had.select_layer == host.vision_feature_layer:
         return
     if not is_fork(wanted.start):

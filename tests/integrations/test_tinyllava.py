@@ -210,10 +210,13 @@ def test_a_configuration_describes_both_towers(
 
 
 def test_a_second_stage_takes_over_what_the_first_had(
-    folders: tuple[Path, Path], first: dict[str, Any]
+    folders: tuple[Path, Path], first: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Host(f"calm:{folders[0]}", f"calm:{folders[1]}")
     made = host.load(Wanted(start=first))
+    assert not caplog.messages
+    Host("calm:other", "calm:other").load(Wanted(start=first))
+    assert "are not read" in caplog.text
     assert Record.of(made).config.composition_layers == 2
     with pytest.raises(ConfigError, match=r"composition_layers is 4, .* with 2; leave it out"):
         host.load(Wanted(start=first, flags={"composition_layers": 4}))
