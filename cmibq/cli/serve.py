@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from cmibq.cli.chat import underscored
 from cmibq.cli.options import read_options
 from cmibq.cli.output import say
+from cmibq.errors import ConfigError
 from cmibq.recipe.serve import ServeConfig
 
 if TYPE_CHECKING:
@@ -38,7 +44,10 @@ def run(words: Sequence[str]) -> int:
     from cmibq.serve.opening import open_panel
     from cmibq.serve.session import warm_up
 
-    with torch_threads(config.threads):
+    with torch_threads(config.threads), ExitStack() as stack:
+        if not config.model_path:
+            folder = stack.enter_context(TemporaryDirectory(prefix="cmibq-serve-"))
+            config = _demo(config, Path(folder))
         panel, presets = open_panel(config)
         if presets:
             warm_up(panel, presets[0].image, presets[0].question)
@@ -46,6 +55,21 @@ def run(words: Sequence[str]) -> int:
         page, files = build_page(panel, presets), [one.image for one in presets]
         launch(page, config, files=files, on_open=lambda url: say(f"open {url}"))
     return 0
+
+
+def _demo(config: ServeConfig, folder: Path) -> ServeConfig:
+    """Write the models that ship with cmibq into a folder, and name them."""
+    if find_spec("cmibq.demo.composed") is None:
+        raise ConfigError("model_path is empty; name a composed model: --model-path DIR")
+    say("no --model-path: this is the small model that ships with cmibq")
+    write = import_module("cmibq.demo.composed").write_composed_demo
+    made = {name: str(path) for name, path in write(folder).items()}
+    return replace(
+        config,
+        model_path=made["composed"],
+        anchor_path=config.anchor_path or made["anchor"],
+        augmenting_path=config.augmenting_path or made["augmenting"],
+    )
 
 
 def _greet(config: ServeConfig, panel: Panel, presets: Sequence[Preset]) -> None:

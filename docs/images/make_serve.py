@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
         finally:
             process.send_signal(signal.SIGINT)
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    picture.quantize(160, dither=Image.Dither.NONE).save(OUT, optimize=True)
+    picture.quantize(255, dither=Image.Dither.NONE).save(OUT, optimize=True)
 
 
 if __name__ == "__main__":
