@@ -24,6 +24,7 @@ from cmibq.models.composition import (
     watched,
 )
 from cmibq.models.feature_cache import FeatureCache
+from cmibq.models.packed import both_of
 from cmibq.models.recompute import recompute_, restore_
 from cmibq.models.towers import TowerParts, parts_of, vision_half
 from cmibq.recipe.calm import CALMConfig, layer_indices
@@ -77,7 +78,6 @@ class CALMVisionTower(nn.Module):
         sources: layers of the augmenting tower (from 0) that they look at.
         processors: image processors of both towers, where they were opened or set.
         cache: a `FeatureCache`, for trainings without random augmentation.
-        gradient_checkpointing: recompute the anchor's layers after the first fusion.
     """
 
     def __init__(self, anchor: nn.Module, augmenting: nn.Module, config: CALMConfig) -> None:
@@ -148,6 +148,20 @@ class CALMVisionTower(nn.Module):
         save_composed(self, folder, towers=towers, overwrite=overwrite)
 
     @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the anchor's layers after the first fusion, and fusions, are recomputed."""
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, wanted: bool) -> None:
+        self._checkpointing = wanted
+        fusions: Any = self.calm_modules
+        for fusion in fusions:
+            fusion.recompute = wanted
+        for block in parts_of(self.anchor_tower).blocks if wanted else ():
+            recompute_(block)
+
+    @property
     def config(self) -> Any:
         """Return the anchor's configuration, which hosts read sizes from."""
         host: Any = self.anchor_tower
@@ -196,7 +210,7 @@ class CALMVisionTower(nn.Module):
         """
         (ha, wa), (hb, wb) = self.image_sizes
         if isinstance(given, Mapping):
-            return _both(given)
+            return both_of(given)
         if given.shape[-2:] == (ha, wa) and self.processors is None:
             if (ha, wa) == (hb, wb):
                 return given, given
@@ -241,15 +255,8 @@ class CALMVisionTower(nn.Module):
         return found
 
     def _recompute(self) -> bool:
-        """Tell whether layers are recomputed in the backward pass, and prepare them for it."""
-        wanted = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if wanted:
-            for block in parts_of(self.anchor_tower).blocks:
-                recompute_(block)
-        fusions: Any = self.calm_modules
-        for fusion in fusions:
-            fusion.recompute = wanted
-        return wanted
+        """Tell whether layers are recomputed in the backward pass of what runs now."""
+        return self._checkpointing and self.training and torch.is_grad_enabled()
 
     def forward(
         self,
@@ -278,18 +285,3 @@ class CALMVisionTower(nn.Module):
         if need_entropy or need_weights:
             output["calm"] = now
         return output
-
-
-def _both(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    for name in ("anchor", "augmenting"):
-        if name not in given:
-            raise ConfigError(
-                f"pixel_values lacks {name!r}; give pixels under 'anchor' and 'augmenting'"
-            )
-    mine, theirs = given["anchor"], given["augmenting"]
-    if len(mine) != len(theirs):
-        raise ConfigError(
-            f"pixel_values has {len(mine)} images for the anchor and {len(theirs)} for the"
-            " augmenting tower; give both the same images"
-        )
-    return mine, theirs

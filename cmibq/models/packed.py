@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cmibq.errors import ConfigError
 
-__all__ = ["DualProcessor", "PackedProcessor", "pack"]
+__all__ = ["DualProcessor", "PackedProcessor", "both_of", "pack"]
 
 
 def _size_of(processor: Any, name: str) -> tuple[int, int]:
@@ -59,6 +59,26 @@ def pack(mine: Tensor, theirs: Tensor) -> Tensor:
     wide = max(mine.shape[-1], theirs.shape[-1])
     parts = [functional.pad(x, (0, wide - x.shape[-1])) for x in (mine, theirs)]
     return torch.cat(parts, dim=-2)
+
+
+def both_of(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the pixels of anchor and augmenting tower in a dictionary.
+
+    Raises:
+        ConfigError: one is missing, or they are of different batches.
+    """
+    for name in ("anchor", "augmenting"):
+        if name not in given:
+            raise ConfigError(
+                f"pixel_values lacks {name!r}; give pixels under 'anchor' and 'augmenting'"
+            )
+    mine, theirs = given["anchor"], given["augmenting"]
+    if len(mine) != len(theirs):
+        raise ConfigError(
+            f"pixel_values has {len(mine)} images for the anchor and {len(theirs)} for the"
+            " augmenting tower; give both the same images"
+        )
+    return mine, theirs
 
 
 class DualProcessor(Mapping[str, Any]):
