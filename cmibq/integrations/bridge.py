@@ -93,6 +93,9 @@ class Bridge(nn.Module):
             if name not in self.state_dict()
         }
         self._ready = False
+        for part in self.modules():
+            mark: Any = part
+            mark._is_hf_initialized = True  # a host's post_init would draw its linear layers anew
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bridge:
         """Move, but keep the type."""

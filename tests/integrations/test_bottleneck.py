@@ -275,3 +275,17 @@ def test_unregister_puts_everything_back() -> None:
         assert all(vars(o)[n] is p for (o, n), p in zip(names, plain, strict=True))
     finally:
         glue.register()
+
+
+def test_a_layer_that_a_constructor_builds_starts_as_one_that_is_attached() -> None:
+    """Hosts draw the weights of all linear layers anew at the end of their constructors."""
+    attached = make("llava")
+    want = attach_cm_ibq(attached, {"hidden_dim": 8, "mode": "task"})
+    built = type(attached)(attached.config)
+    found = bridge_of(built)
+    assert found is not None
+    layer, other = found.layer, want.layer
+    assert torch.equal(layer.encoder.weight, other.encoder.weight)
+    assert torch.equal(layer.encoder.weight, torch.eye(len(layer.encoder.weight)))
+    assert layer.conditioner is not None
+    assert bool((layer.conditioner.gates.channel.bias > 0).all())
