@@ -312,7 +312,8 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_compile() -> None:
     """Hooks break the graph at their ContextVar; what comes out is the same."""
-    tower = make()
+    short = {"num_hidden_layers": 1}
+    tower = make(clip(**short), dino(**short), composition_layers=1)
     want = seen(tower)
     compiled: Any = torch.compile(tower, backend="eager")
     assert torch.equal(seen(compiled), want)
