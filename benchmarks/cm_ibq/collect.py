@@ -131,11 +131,11 @@ def _point(told: Json, table: _Table) -> Json:
 
 
 def _between_seeds(some: Sequence[Json], target: float) -> list[float | None]:
-    """Return the bytes at a target of every seed."""
-    count = min(len(p["by_seed"]) for p in some)
+    """Return the bytes at a target of every seed, on the points that have it."""
+    count = max(len(p["by_seed"]) for p in some)
     found = []
     for seed in range(count):
-        size, right = np.array([p["by_seed"][seed] for p in some]).T
+        size, right = np.array([p["by_seed"][seed] for p in some if len(p["by_seed"]) > seed]).T
         found.append(_number(bytes_at(size, right, target)))
     return found
 

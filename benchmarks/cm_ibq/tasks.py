@@ -94,9 +94,9 @@ ROWS: dict[str, Row] = {
         curve="ours",
     ),
     "task": Row(
-        *("this layer, question known", "layer", ""),
-        ((13, 1.25, 5e-3),),
-        config=(("mode", "task"), ("min_bits", 1), ("n_maps", 1), ("hidden_dim", 256)),
+        *("this layer, question known", "layer", "flat"),
+        ((13, 2, 3e-3),),
+        config=(("mode", "task"), ("n_maps", 1), ("hidden_dim", 256)),
     ),
 }
 IMAGE_ROWS: dict[str, tuple[int, ...]] = {
@@ -109,7 +109,7 @@ _PLAN = Plan()
 UNIFORM = "lsq"
 """The plain rounding that unseen questions are compared with."""
 _WITHOUT = (
-    *(("ours", (13, 1.25, 1e-3)), ("task", (13, 1.25, 5e-3))),
+    *(("ours", (13, 1.25, 1e-3)), ("task", (13, 2, 3e-3))),
     *((UNIFORM, (13, 1, 0.0)), (UNIFORM, (13, 2, 0.0))),
 )
 """Rows and points that are trained without a kind of question."""
