@@ -7,8 +7,9 @@ are small. The weights that ship were trained by `cmibq.demo.training` on our ow
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ __all__ = [
     "PLANTED_FACTORS",
     "USER",
     "WEIGHTS",
+    "build_chat_processor",
     "build_model",
     "build_processor",
     "build_tokenizer",
@@ -70,8 +72,11 @@ _CHAT: Final = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer: every word of the questions and answers is one token.
+
+    Args:
+        more: words to know besides those of the demo.
 
     Returns:
         A fast tokenizer with ``<image>`` and the chat marks as special tokens.
@@ -79,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = dict.fromkeys((*SPECIAL, *_WORDS, *COLOURS, *NUMBERS))
+    words = dict.fromkeys((*SPECIAL, *_WORDS, *COLOURS, *NUMBERS, *more))
     vocabulary = {word: number for number, word in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -101,7 +106,6 @@ def build_processor() -> LlavaProcessor:
         A processor that expands one ``<image>`` into one token per quadrant.
     """
     import transformers
-    from transformers import LlavaProcessor
 
     # Since transformers 5 the plain name asks for torchvision; the Pillow one needs nothing.
     pillow = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
@@ -114,10 +118,23 @@ def build_processor() -> LlavaProcessor:
         size={"height": CANVAS, "width": CANVAS},
         crop_size={"height": CANVAS, "width": CANVAS},
     )
+    return build_chat_processor(images, build_tokenizer(), CELL)
+
+
+def build_chat_processor(images: Any, tokenizer: Any, patch_size: int) -> LlavaProcessor:
+    """Build the processor of a model with the demo's chat template.
+
+    Args:
+        images: processor of pictures.
+        tokenizer: what `build_tokenizer` made.
+        patch_size: pixels of an image token's edge.
+    """
+    from transformers import LlavaProcessor
+
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
-        patch_size=CELL,
+        tokenizer=tokenizer,
+        patch_size=patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token=IMAGE,

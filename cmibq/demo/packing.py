@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,17 @@ class PackedQuestions:
 
 
 class Packer:
-    """Turn question and answer texts into packed batches; remembers every text it has seen."""
+    """Turn question and answer texts into packed batches; remembers every text it has seen.
 
-    def __init__(self) -> None:
-        self._tokenizer = build_tokenizer()
+    Args:
+        tokenizer: the model's; None = the demo's.
+        image_tokens: tokens of a picture.
+    """
+
+    def __init__(self, tokenizer: Any = None, image_tokens: int = IMAGE_TOKENS) -> None:
+        self._tokenizer = tokenizer or build_tokenizer()
         self._known: dict[str, list[int]] = {}
-        self._prefix = [self._ids(USER)[0], *[self._ids(IMAGE)[0]] * IMAGE_TOKENS]
+        self._prefix = [self._ids(USER)[0], *[self._ids(IMAGE)[0]] * image_tokens]
         self._marks = (self._ids(ANSWER)[0], self._ids(END)[0])
 
     def _ids(self, text: str) -> list[int]:

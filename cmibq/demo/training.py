@@ -30,7 +30,7 @@ from cmibq.ops.library import torch_threads
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-__all__ = ["HEAP_SETTINGS", "evaluate", "fit_", "restart_with_heap_settings", "train"]
+__all__ = ["HEAP_SETTINGS", "descend", "evaluate", "fit_", "restart_with_heap_settings", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _optimiser(slow: Sequence[nn.Module], fast: Sequence[nn.Module]) -> torch.op
     return torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), fused=True)
 
 
-def _descend(
+def descend(
     optimiser: torch.optim.AdamW,
     steps: int,
     title: str,
@@ -183,9 +183,9 @@ def fit_(
 
     model.train()
     first = _SEE_STEPS * steps if see_steps is None else see_steps
-    seen = _descend(_optimiser([], eyes), first, "learning to see", see)
+    seen = descend(_optimiser([], eyes), first, "learning to see", see)
     rest = [model.model.language_model, model.lm_head]
-    answered = _descend(_optimiser(eyes, rest), steps, "learning to answer", answer)
+    answered = descend(_optimiser(eyes, rest), steps, "learning to answer", answer)
     model.eval()
     return seen, answered
 
