@@ -1,6 +1,6 @@
 # The one list of commands; CI and the README call the same words. Every word works in a fresh clone.
 #   make demo | test | lint | types | asan | parity | tsan | valgrind
-#        hosts | quality-peers | bench | bench-quick | bench-request | bench-quality | bench-cm-ibq | bench-docs
+#        hosts | quality-peers | bench | bench-quick | bench-request | bench-quality | bench-cm-ibq | bench-calm | bench-docs
 #        docs | format | wheel | clean | all
 #   VENV=dir  another place for the environment    PYTHON=python3.12  another interpreter
 #   OUT=dir   where the demo report goes
@@ -22,7 +22,7 @@ C_STYLED := $(shell find csrc tests/parity -name '*.[ch]')
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: all hosts quality-peers demo test lint types asan parity tsan valgrind bench bench-docs bench-quick bench-request bench-quality bench-cm-ibq docs format wheel clean $(VENV)
+.PHONY: all hosts quality-peers demo test lint types asan parity tsan valgrind bench bench-docs bench-quick bench-request bench-quality bench-cm-ibq bench-calm docs format wheel clean $(VENV)
 .DELETE_ON_ERROR:
 all: lint types test asan parity demo
 $(VENV): $(BIN)/python
@@ -101,6 +101,10 @@ bench-quality: $(VENV)
 # Bytes of image tokens against right answers; 2 hours. ARGS: see benchmarks/cm_ibq/run.py.
 bench-cm-ibq: $(VENV)
 	$(BIN)/python benchmarks/cm_ibq/run.py $(ARGS)
+
+# Composed vision towers against controls; 20 minutes. ARGS: see benchmarks/calm/run.py.
+bench-calm: $(VENV)
+	$(BIN)/python benchmarks/calm/run.py $(ARGS)
 
 # The table and the pictures of docs/performance.md, and the README's line, from the results.
 bench-docs: $(VENV)

@@ -1,0 +1,1 @@
+"""What composing two vision towers brings, against controls: docs/calm-results.md."""
