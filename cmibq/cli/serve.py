@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING
 from cmibq.cli.chat import underscored
 from cmibq.cli.options import read_options
 from cmibq.cli.output import say
-from cmibq.errors import ConfigError
 from cmibq.recipe.serve import ServeConfig
 
 if TYPE_CHECKING:
@@ -59,11 +56,10 @@ def run(words: Sequence[str]) -> int:
 
 def _demo(config: ServeConfig, folder: Path) -> ServeConfig:
     """Write the models that ship with cmibq into a folder, and name them."""
-    if find_spec("cmibq.demo.composed") is None:
-        raise ConfigError("model_path is empty; name a composed model: --model-path DIR")
+    from cmibq.demo.composed import write_composed_demo
+
     say("no --model-path: this is the small model that ships with cmibq")
-    write = import_module("cmibq.demo.composed").write_composed_demo
-    made = {name: str(path) for name, path in write(folder).items()}
+    made = {name: str(path) for name, path in write_composed_demo(folder).items()}
     return replace(
         config,
         model_path=made["composed"],

@@ -69,12 +69,3 @@ def test_a_taken_port_is_told() -> None:
     assert find_port("127.0.0.1", 0) > 0
     with pytest.raises(ConfigError, match="cannot be used"):
         find_port("203.0.113.1", 0)  # an address for documentation
-
-
-def test_a_model_is_asked_for_where_none_ships(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", types.ModuleType("gradio"))
-    monkeypatch.setattr("cmibq.cli.serve.find_spec", lambda _: None)
-    assert main(["serve"]) == 2
-    assert "name a composed model: --model-path DIR" in capsys.readouterr().err
