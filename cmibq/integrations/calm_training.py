@@ -116,8 +116,6 @@ def _start(recipe: CALMRecipe, on_step: OnStep | None, begin: Begin | None, say:
         processor=None if own is None else loaded.processor,
         augmenting_processor=own,
     )
-    if recipe.feature_cache:
-        tower.cache = FeatureCache(recipe.feature_cache)
     encoded = encode(samples, loaded.processor)
     told = Path(recipe.output_path) / "run.json"
     known = read_json(told) if told.exists() else {}
@@ -245,7 +243,7 @@ def _run(job: _Job, done: list[int]) -> None:
     recipe, place = job.recipe, job.checkpoints().place()
     if place is None and not holds(job.out / STAGE1, recipe.identity):
         _measure(job)
-    if recipe.feature_cache:
+    if recipe.feature_cache:  # after the milliseconds that composing adds were measured
         job.tower.cache = FeatureCache(recipe.feature_cache)
     if 1 in recipe.wanted and not holds(job.out / STAGE1, recipe.identity):
         _stage(job, 1)

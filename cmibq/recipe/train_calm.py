@@ -51,7 +51,6 @@ class CALMRecipe(CALMConfig, Training):
         "", "folder for the augmenting tower's features, for later epochs and runs; default: none"
     )
     n_measure: int = opt(64, "conversations whose loss is told before training; 0 = none")
-    feature_cache: str = opt("", "folder that keeps what the augmenting tower sees; default: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
