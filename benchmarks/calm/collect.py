@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.calm.cells import finished
 from benchmarks.calm.tasks import (
     ABLATION,
+    COMPOSED,
     CONTROLS,
     HARM,
     MAIN,
@@ -92,16 +93,16 @@ def _rows(asked: _Asked, rows: dict[str, list[Json]]) -> Json:
 def _bars(asked: _Asked, rows: dict[str, list[Json]]) -> list[Json]:
     """Return composition against every control, over the trainings that both have."""
     told = []
-    for row in (r for r in CONTROLS if r in rows):
-        count = min(len(rows["calm"]), len(rows[row]))
-        pair = {name: rows[name][:count] for name in ("calm", row)}
+    ours = [row for row in COMPOSED if row in rows]
+    for our, row in itertools.product(ours, (r for r in CONTROLS if r in rows)):
+        count = min(len(rows[our]), len(rows[row]))
+        pair = {name: rows[name][:count] for name in (our, row)}
         gaps = {
-            name: asked.judge(pair, kinds).difference("calm", row)
-            for name, kinds in _GROUPS.items()
+            name: asked.judge(pair, kinds).difference(our, row) for name, kinds in _GROUPS.items()
         }
         met = {name: gap.value > 2 * gap.stderr for name, gap in gaps.items()}
         made = {k: _json(v) for k, v in gaps.items()}
-        told.append({"row": row, "gap": made, "met": met, "trainings": count})
+        told.append({"ours": our, "row": row, "gap": made, "met": met, "trainings": count})
     return told
 
 
@@ -116,7 +117,7 @@ def _twin(asked: _Asked, rows: dict[str, list[Json]]) -> Json:
 def collect(split: str = "test", seeds: Sequence[int] = SEEDS, plan: Plan = PLAN) -> Json:
     """Return everything that finished cells say, as JSON values."""
     asked = _Asked(split, plan)
-    whole = {row: made for row in (*MAIN, *TWINS) if (made := asked.found(row, seeds))}
+    whole = {row: made for row in (*MAIN, *COMPOSED, *TWINS) if (made := asked.found(row, seeds))}
     first = {row: made for row in ("calm", *ABLATION) if (made := asked.found(row, seeds[:1]))}
     told: Json = {
         "split": split,

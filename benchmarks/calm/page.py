@@ -23,6 +23,7 @@ __all__ = ["PAGE", "filled", "write_page"]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "calm-results.md"
 Json = Mapping[str, Any]
+_OURS = {"calm": "gated attention", "add": "simple_add"}
 _YES = {True: "yes", False: "**no**"}
 
 
@@ -61,15 +62,15 @@ def _ablation(results: Json) -> list[str]:
 
 def _bars(results: Json) -> list[str]:
     lines = [
-        "| composed against | all questions | more than two errors better | anchor's own kinds"
+        "| composed | against | all questions | more than two errors better | anchor's own kinds"
     ]
     lines[-1] += " | the other tower's | both needed |"
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|")
     for bar in results["bars"]:
         gaps = [_error(bar["gap"][name]) for name in ("anchor's", "other's", "both")]
         lines.append(
-            f"| {ROWS[bar['row']].title} | {_error(bar['gap']['all'])} | {_YES[bar['met']['all']]}"
-            f" | {' | '.join(gaps)} |"
+            f"| {_OURS[bar['ours']]} | {ROWS[bar['row']].title} | {_error(bar['gap']['all'])}"
+            f" | {_YES[bar['met']['all']]} | {' | '.join(gaps)} |"
         )
     return lines
 

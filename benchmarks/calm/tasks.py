@@ -9,6 +9,7 @@ from typing import Any, Final
 
 __all__ = [
     "ABLATION",
+    "COMPOSED",
     "CONTROLS",
     "HARM",
     "MAIN",
@@ -105,6 +106,8 @@ ROWS: Final[dict[str, Row]] = {
 CONTROLS: Final = ("anchor", "augmenting", "copy", "shuffled", "late", "concat", "mof")
 """Rows that composition is judged against, at as many trainable parameters and steps."""
 MAIN: Final = ("calm", *CONTROLS)
+COMPOSED: Final = ("calm", "add")
+"""Composed rows that are judged against the controls."""
 TWINS: Final = ("twin",)
 ABLATION: Final = tuple(r for r in ROWS if r not in (*MAIN, *TWINS))
 
