@@ -66,6 +66,15 @@ def write_fusions(folder: Path, model: nn.Module, tower: CALMVisionTower, identi
         write_json(made / _FACTS, told)
 
 
+def _check_same(folder: Path, tower: CALMVisionTower) -> None:
+    """Refuse fusions whose weights fit a tower, but were trained for other heads or layers."""
+    facts = read_json(folder / _FACTS)
+    told = facts.get("config", {}) if isinstance(facts, dict) else {}
+    odd = tower.calm_config.conflicts(told)
+    if odd:
+        raise DataError(f"{folder} holds fusions of another configuration: {odd}; make them equal")
+
+
 @torch.no_grad()
 def take_fusions_(folder: Path, model: nn.Module, tower: CALMVisionTower) -> str:
     """Put the fusions of a stage one in place, and what was trained beside them.
@@ -76,6 +85,7 @@ def take_fusions_(folder: Path, model: nn.Module, tower: CALMVisionTower) -> str
     Raises:
         DataError: they are of other fusions.
     """
+    _check_same(folder, tower)
     tensors, _ = read_tensors(folder / _TENSORS)
     own = {f"{_OWN}{n}": p for n, p in tower.calm_modules.named_parameters()}
     places = own | {f"host.{n}": p for n, p in model.named_parameters()}

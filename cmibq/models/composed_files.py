@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmibq.errors import ModelError, PackageError
+from cmibq.errors import ModelError, PackageError, StorageError
 from cmibq.fileio import atomic_dir, read_json, sha256_file, write_json
 from cmibq.io.tensors import read_header, read_tensors, write_tensors
 from cmibq.models.composed import CALMVisionTower
@@ -226,7 +227,7 @@ def _places(
     if head.get("towers"):
         return Path(anchor) / "anchor", Path(anchor) / "augmenting"
     for name in (config.anchor_model, config.augmenting_model):
-        if not Path(name).expanduser().is_dir():
+        if not name or not Path(name).expanduser().is_dir():
             raise ModelError(
                 f"{anchor} holds fusions alone and names the tower {name!r}, which is not here;"
                 " use from_pretrained(anchor, augmenting, modules=FOLDER)"
@@ -255,6 +256,9 @@ def open_composed(
     if held is not None:
         file = _weights_of(held)
         check_modules(skeleton, _shapes(file), str(file))
+        odd = told.conflicts(head.get("config"))
+        if odd:
+            raise ModelError(f"{held} has other fusions: {odd}; leave config out")
     mine, theirs = (open_tower(at, dtype=dtype) for at in places)
     tower = CALMVisionTower(mine, theirs, told)
     if held is not None:
@@ -265,8 +269,18 @@ def open_composed(
     return tower.eval()
 
 
+def _check_replaceable(folder: Path, towers: bool) -> None:
+    """Refuse to replace what is no composed tower, or the towers by fusions alone."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    lost = names if CONFIG not in names else [n for n in names if n == "anchor" and not towers]
+    if lost:
+        told = f"saving would delete {', '.join(lost[:3])}; choose another folder"
+        raise StorageError(errno.EEXIST, told, str(folder))
+
+
 def save_composed(tower: CALMVisionTower, folder: Path_, *, towers: bool, overwrite: bool) -> None:
     """Write a composed tower; see `CALMVisionTower.save_pretrained`."""
+    _check_replaceable(Path(folder).expanduser(), towers)
     state = {n: t for n, t in tower.state_dict().items() if n.startswith("calm_modules.")}
     with atomic_dir(folder, overwrite=overwrite) as made:
         with open(made / WEIGHTS, "wb") as file:

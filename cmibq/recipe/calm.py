@@ -7,8 +7,12 @@ from typing import Any
 
 from cmibq.errors import ConfigError, nearest
 from cmibq.recipe.base import at_least, choice, opt, require
+from cmibq.recipe.kinds import allowed_kinds, hints_of
 
 __all__ = ["CALMConfig", "layer_indices"]
+
+_DECIDE = ("composition_layers", "attention_heads", "select_layer", "anchor_layers")
+"""Fields that weights do not show by their shapes, and how many."""
 
 
 def layer_indices(depth: int, composition_layers: int) -> tuple[int, ...]:
@@ -69,12 +73,19 @@ class CALMConfig:
     anchor_layers: tuple[int, ...] = opt((), "the anchor's layers that meet, from 1; () = spread")
 
     def __post_init__(self) -> None:
+        for name, hint in hints_of(CALMConfig).items():
+            value = getattr(self, name)
+            good = name == "anchor_layers" or type(value) is hint
+            require(good, f"{name} is {value!r}; it must be {allowed_kinds(hint)}")
         at_least("composition_layers", self.composition_layers, 1)
         at_least("attention_heads", self.attention_heads, 1)
         choice("norm", self.norm, ("post", "none"))
-        good = type(self.select_layer) is int and self.select_layer < 0
+        good = self.select_layer < 0
         require(good, f"select_layer is {self.select_layer!r}; allowed are integers below 0")
-        told = tuple(self.anchor_layers)
+        given: Any = self.anchor_layers
+        good = isinstance(given, (list, tuple)) and all(type(i) is int for i in given)
+        require(good, f"anchor_layers is {given!r}; it must be whole numbers, such as [2, 4]")
+        told = tuple(given)
         object.__setattr__(self, "anchor_layers", told)
         good = not told or (
             len(told) == self.composition_layers and list(told) == sorted({*told}) and told[0] >= 1
@@ -100,6 +111,25 @@ class CALMConfig:
         require(last <= depth, f"anchor_layers names layer {last}; {depth} of the anchor are read")
         return self.anchor_layers
 
+    def conflicts(self, fields: Any) -> str:
+        """Tell which fields make trained fusions of another configuration mean something else.
+
+        Args:
+            fields: what `to_dict` made of the other one.
+
+        Returns:
+            The fields with both values; empty where there are none.
+
+        Example:
+            >>> CALMConfig().conflicts({"attention_heads": 4})
+            'attention_heads is 4 there and 8 here'
+        """
+        told = fields if isinstance(fields, dict) else {}
+        own = {name: getattr(self, name) for name in _DECIDE}
+        own["anchor_layers"] = list(self.anchor_layers)  # as JSON has it
+        odd = [name for name in _DECIDE if name in told and told[name] != own[name]]
+        return ", ".join(f"{name} is {told[name]!r} there and {own[name]!r} here" for name in odd)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return asdict(self)
@@ -111,6 +141,7 @@ class CALMConfig:
         Raises:
             ConfigError: a key is unknown, or a value is out of range.
         """
+        require(isinstance(fields, dict), f"CALMConfig is {fields!r}; allowed are fields by name")
         for key in fields:
             if key not in cls.__dataclass_fields__:
                 hint = nearest(key, cls.__dataclass_fields__)

@@ -166,6 +166,9 @@ def test_stage_two_alone_starts_from_a_stage_one(
     assert main(["train", "calm", *flags(told)]) == 2
     assert "holds no fusions of a stage one" in capsys.readouterr().err
     whole = trained["output_path"]
+    other = told | {"output_path": str(tmp_path / "heads"), "attention_heads": 8}
+    assert main(["train", "calm", *flags(other), f"--stage1_path={whole}"]) == 1
+    assert "attention_heads is 4 there and 8 here" in capsys.readouterr().err
     assert main(["train", "calm", *flags(told), f"--stage1_path={whole}"]) == 0
     assert "stage 2 starts from the fusions of" in capsys.readouterr().out
     log = read_journal(tmp_path / "two" / "log.jsonl")
