@@ -138,10 +138,10 @@ class CALMVisionTower(nn.Module):
             folder: to make.
             towers: also write both towers and their processors, so that nothing else is needed;
                 False = the fusions and the configuration, which names the towers' folders.
-            overwrite: replace a folder that is there.
+            overwrite: replace a composed tower that is there.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written, or would delete what is no composed tower.
         """
         from cmibq.models.composed_files import save_composed
 
@@ -211,6 +211,12 @@ class CALMVisionTower(nn.Module):
         (ha, wa), (hb, wb) = self.image_sizes
         if isinstance(given, Mapping):
             return both_of(given)
+        if not isinstance(given, Tensor) or given.ndim != 4:
+            told = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ConfigError(
+                f"pixel_values is {told}; give a tensor [B, 3, H, W], or a dictionary of 'anchor'"
+                " and 'augmenting' with one each"
+            )
         if given.shape[-2:] == (ha, wa) and self.processors is None:
             if (ha, wa) == (hb, wb):
                 return given, given

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmibq.errors import ConfigError
 from cmibq.fusion import Fusion
 from cmibq.models.towers import TowerParts
 
@@ -100,8 +101,14 @@ def leaving_out(numbers: Iterable[int]) -> Iterator[None]:
 
     Args:
         numbers: which of `calm_modules`, from 0.
+
+    Raises:
+        ConfigError: one is no whole number; one that a tower does not have is told when it runs.
     """
-    token = _LEFT_OUT.set(frozenset(numbers))
+    found = frozenset(numbers)
+    if not all(isinstance(number, int) for number in found):
+        raise ConfigError(f"numbers is {[*found]!r}; name fusions by whole numbers from 0")
+    token = _LEFT_OUT.set(found)
     try:
         yield
     finally:
@@ -129,6 +136,12 @@ def watched(*, need_weights: bool = False) -> Iterator[list[Composition]]:
 def note(now: Composition) -> None:
     """Take the fusions out of a pass that `leaving_out` names, and tell those who watch of it."""
     out, watch = _LEFT_OUT.get(), _WATCH.get()
+    wrong = sorted(out - {*range(len(now.modules))})
+    if wrong:
+        raise ConfigError(
+            f"leaving_out names fusions {wrong}, but this composed tower has {len(now.modules)};"
+            f" choose from 0..{len(now.modules) - 1}"
+        )
     for number, layer in enumerate(list(now.modules)):
         if number in out:
             del now.modules[layer]

@@ -40,7 +40,8 @@ class Voice:
         tower = calm_of(self.loaded.model)
         if tower is None:
             return frozenset()
-        return frozenset(range(len(tower.calm_modules)) if self.alone else off)
+        own = frozenset(range(len(tower.calm_modules)))
+        return own if self.alone else own & frozenset(off)
 
 
 def composed_tower(loaded: LoadedModel) -> CALMVisionTower:
