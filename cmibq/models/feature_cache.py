@@ -112,10 +112,12 @@ class FeatureCache:
             Layer -> [B, L, C].
         """
         weights, made = self._weights(tower), []
+        if torch.is_autocast_enabled(pixels.device.type):  # features have other bits
+            weights += f" {torch.get_autocast_dtype(pixels.device.type)}"
         for image in pixels:
             key = self.key(image, weights, layers)
             one = self.get(key)
-            if one is None:
+            if one is None or not {*layers} <= {*one}:
                 one = {at: t[0] for at, t in run(image[None]).items()}
                 self.put(key, one)
             made.append(one)

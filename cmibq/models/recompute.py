@@ -28,8 +28,18 @@ def _recomputing(plain: Any) -> type[nn.Module]:
             return run(*args, **kwargs)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
+    def reduce(self: Any, _: Any) -> Any:
+        return _blank, (plain,), vars(self)
+
     members = {"forward": forward, _PLAIN: plain, "__module__": plain.__module__}
+    members["__reduce_ex__"] = reduce  # pickle finds no class under this name
     return type(plain.__name__, (plain,), members)
+
+
+def _blank(plain: Any) -> nn.Module:
+    """Return a layer that recomputes, before pickle or copy fills it."""
+    made = _recomputing(plain)
+    return made.__new__(made)
 
 
 def recompute_(block: nn.Module) -> None:
