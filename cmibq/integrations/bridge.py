@@ -69,6 +69,7 @@ class Bridge(nn.Module):
         last_terms: loss terms of the last training forward, detached.
 
     Example:
+        >>> from cmibq.recipe.cm_ibq import CMIBQConfig
         >>> bridge = Bridge(BridgeConfig(CMIBQConfig(feature_dim=4)))
         >>> bridge(torch.zeros(2, 3, 4, dtype=torch.bfloat16)).dtype
         torch.bfloat16

@@ -129,7 +129,8 @@ def test_ctrl_c_ends_an_answer(llava_dir: Path, picture: Path) -> None:
 
 
 _SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from transformers.generation.streamers import TextStreamer
 put = TextStreamer.put
 TextStreamer.put = lambda self, value: (time.sleep(0.05), put(self, value))[1]
