@@ -49,6 +49,6 @@ def draw(results: dict[str, Any], folder: Path = IMAGES) -> None:
     ax.set_ylabel("answers that are right, %")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#e3e6ea", lw=0.6)
-    ax.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.46, 0.4))
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "cm-ibq-rates.png", dpi=130)
