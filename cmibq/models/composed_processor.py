@@ -39,10 +39,17 @@ def processors_of(record: dict[str, Any]) -> tuple[Any, Any] | None:
     """Return the image processors in ``calm`` of a config.json, or None where it has none.
 
     Raises:
-        ModelError: this version of transformers lacks one.
+        ModelError: this version of transformers lacks one, or the entry is damaged.
     """
-    told = record.get("processors")
-    return None if told is None else (_processor(told["anchor"]), _processor(told["augmenting"]))
+    try:
+        told = record.get("processors")
+        if told is None:
+            return None
+        return _processor(told["anchor"]), _processor(told["augmenting"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"calm in config.json is damaged (processors: {error}); copy it again"
+        ) from error
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from cmibq.errors import ConfigError, nearest
 from cmibq.recipe.places import local_path, placeholder
 
 __all__ = [
+    "MOST_SEED",
     "MOST_THREADS",
     "SCOPES",
     "VARIANTS",
@@ -23,6 +24,7 @@ __all__ = [
     "require",
 ]
 
+MOST_SEED = 2**62 - 1  # twice this is what generators of random numbers take
 MOST_THREADS = 1024  # thread libraries crash beyond
 VARIANTS = ("default", "reference")
 SCOPES = ("lm", "projector", "vision")

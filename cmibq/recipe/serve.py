@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmibq.recipe.base import MOST_THREADS, at_least, opt, require
+from cmibq.recipe.base import MOST_SEED, MOST_THREADS, at_least, opt, require
 from cmibq.recipe.kinds import check_kinds
 
 __all__ = ["ChatConfig", "ServeConfig"]
@@ -40,6 +40,7 @@ class ChatConfig:
             f"question is {self.question!r}; write one, or leave --question out to be asked",
         )
         at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("seed", self.seed, 0, MOST_SEED)
         require(self.temperature >= 0, f"temperature is {self.temperature}; it must be >= 0")
         at_least("threads", self.threads, 1, MOST_THREADS)
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from cmibq.fileio import sha256_bytes
-from cmibq.recipe.base import MOST_THREADS, at_least, choice, opt, require
+from cmibq.recipe.base import MOST_SEED, MOST_THREADS, at_least, choice, opt, require
 
 __all__ = ["TRACKERS", "Training", "rates"]
 
@@ -60,8 +60,8 @@ class Training:
             ConfigError: naming the field, the value and what is allowed.
         """
         choice("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in ("checkpoint_every", "seed"):
-            at_least(name, getattr(self, name), 0)
+        at_least("checkpoint_every", self.checkpoint_every, 0)
+        at_least("seed", self.seed, 0, MOST_SEED)
         for name in ("batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
         at_least("threads", self.threads, 1, MOST_THREADS)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cmibq.errors import ConfigError, ModelError, StorageError
 from cmibq.models.composed import CALMVisionTower, leaving_out
+from cmibq.models.composed_processor import processors_of
 from cmibq.models.feature_cache import FeatureCache
 from cmibq.recipe.calm import CALMConfig
+from cmibq.recipe.serve import ChatConfig
+from cmibq.recipe.train_calm import CALMRecipe
 from tests.models.towers import clip, dino, folders, pixels
 
 TWO = CALMConfig(composition_layers=2, attention_heads=4)
@@ -96,6 +100,18 @@ def test_features_of_another_precision_are_not_found(
     finally:
         tower.cache = None
     torch.testing.assert_close(made, tower(pixels()).last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("record", ["x", {"processors": "x"}, {"processors": {"anchor": {}}}])
+def test_damaged_records_of_processors_are_told(record: Any) -> None:
+    with pytest.raises(ModelError):
+        processors_of(record)
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    for kind, more in ((ChatConfig, {"model_path": "m", "image_file": "f"}), (CALMRecipe, {})):
+        with pytest.raises(ConfigError, match="seed is"):
+            kind(**more, seed=2**70)  # type: ignore[arg-type]
 
 
 def test_a_tower_that_recomputes_can_be_pickled(tower: CALMVisionTower) -> None:
