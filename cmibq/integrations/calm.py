@@ -83,6 +83,11 @@ def attach_calm(
     """
     register()
     owner = _owner(model)
+    if processor is not None and not hasattr(processor, "image_processor"):
+        raise ConfigError(
+            f"processor is {type(processor).__name__}, which has no image_processor; pass the"
+            " processor of the model (AutoProcessor)"
+        )
     anchor = vision_half(owner.vision_tower)
     if parts_of(anchor).kind.layout != "tokens":
         raise ModelError(

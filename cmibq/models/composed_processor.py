@@ -75,7 +75,14 @@ def _packing(kind: Any) -> Any:
 
     members = {"replace_image_token": replace_image_token, "_get_num_multimodal_tokens": count}
     members["save_pretrained"] = save
+    members["__reduce_ex__"] = lambda self, _: (_blank, (kind,), vars(self))  # for pickle
     return type(kind.__name__, (kind,), members | {"__module__": kind.__module__, "_plain": kind})
+
+
+def _blank(kind: Any) -> Any:
+    """Return a processor that packs, before pickle or copy fills it."""
+    made = _packing(kind)
+    return made.__new__(made)
 
 
 def pack_processor_(processor: Any, augmenting: Any) -> PackedProcessor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import yaml
 
 from cmibq import models
 from cmibq.cli.main import main
+from cmibq.errors import ConfigError
 from cmibq.integrations import calm_training
-from cmibq.integrations.calm import calm_of
+from cmibq.integrations.calm import attach_calm, calm_of
 from cmibq.io.tensors import read_tensors
 from cmibq.recipe.train_calm import CALMRecipe
 from cmibq.train import read_journal, trackers
@@ -104,6 +106,12 @@ def test_the_result_opens_without_the_original_towers(
     tower = calm_of(loaded.model)
     assert tower is not None
     assert loaded.processor.image_processor.sizes == tower.image_sizes == ((16, 16), (24, 24))
+    again = pickle.loads(pickle.dumps(loaded.processor))
+    assert again.image_processor.sizes == tower.image_sizes
+    plain = models.load(trained["model_args"].removeprefix("pretrained=")).model
+    with pytest.raises(ConfigError, match="has no image_processor"):
+        attach_calm(plain, str(dino_dir), processor=again.image_processor)
+    assert not any(m._forward_hooks for m in plain.modules())
     fusions = weights(out / "stage1")
     for name, p in tower.calm_modules.named_parameters():
         assert torch.equal(p, fusions[f"calm_modules.{name}"])
