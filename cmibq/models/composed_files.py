@@ -247,7 +247,7 @@ def open_composed(
     if augmenting is None and modules is None:
         modules = anchor
     held = Path(modules).expanduser() if modules is not None else None
-    head = _head(held) if held is not None else {}
+    head = _head(held.parent if held.is_file() else held) if held is not None else {}
     told = CALMConfig.from_dict(head.get("config", {})) if config is None else config
     places = _places(anchor, augmenting, head, told)
     if augmenting is not None:

@@ -85,6 +85,9 @@ def test_fusions_for_other_heads_are_refused(tower: CALMVisionTower, tmp_path: P
     other = CALMConfig(composition_layers=2, attention_heads=8)
     with pytest.raises(ModelError, match="attention_heads is 4 there and 8 here"):
         CALMVisionTower.from_pretrained(*places, other, modules=tmp_path / "thin")
+    file = tmp_path / "thin" / "calm_modules.safetensors"
+    with pytest.raises(ModelError, match="attention_heads is 4 there and 8 here"):
+        CALMVisionTower.from_pretrained(*places, other, modules=file)
 
 
 @torch.no_grad()
