@@ -23,7 +23,7 @@ __all__ = ["PAGE", "filled", "write_page"]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "calm-results.md"
 Json = Mapping[str, Any]
-_OURS = {"calm": "gated attention", "add": "simple_add"}
+_OURS = {"calm": "gated attention", "placed": "placed attention", "add": "simple_add"}
 _YES = {True: "yes", False: "**no**"}
 
 

@@ -21,8 +21,11 @@ _NAMES = {
 }
 _COLOURS = {
     "calm": "#0b6e99",
+    "placed": "#12324a",
     "add": "#4fb0c6",
     "late": "#b5651d",
+    "late_placed": "#d68a4a",
+    "late_add": "#e8b98f",
     "concat": "#7d5ba6",
     "mof": "#c2a83e",
 }

@@ -83,6 +83,13 @@ ROWS: Final[dict[str, Row]] = {
     "copy": Row("composed with a copy of the anchor", "composed", "copy", options=_PLAIN),
     "shuffled": Row("composed, features of another picture", "composed", options=_SHUFFLED),
     "late": Row("late fusion only (both modules after the last layer)", "late"),
+    "late_placed": Row(
+        *("late fusion only, placed attention", "late"),
+        config=(("fusion_strategy", "placed_attention"),),
+    ),
+    "late_add": Row(
+        "late fusion only, simple_add", "late", config=(("fusion_strategy", "simple_add"),)
+    ),
     "concat": Row(
         "channel concatenation", "beside", options=(("interleave", False), ("hidden", 101))
     ),
@@ -93,6 +100,9 @@ ROWS: Final[dict[str, Row]] = {
     "cross": _calm("cross_attention (norm: post)", fusion_strategy="cross_attention"),
     "bare": _calm("cross_attention, norm: none", fusion_strategy="cross_attention", norm="none"),
     "add": _calm("simple_add", fusion_strategy="simple_add"),
+    "placed": _calm(
+        "composed (placed attention, n = 2, 8 heads)", fusion_strategy="placed_attention"
+    ),
     "n1": _calm("n = 1", composition_layers=1),
     "n4": _calm("n = 4", composition_layers=4),
     "n6": _calm("n = 6", composition_layers=6),
@@ -103,10 +113,11 @@ ROWS: Final[dict[str, Row]] = {
     "mlp": _calm("mapping: mlp", dimension_mapping="mlp"),
     "attention": _calm("mapping: attention", dimension_mapping="attention"),
 }
-CONTROLS: Final = ("anchor", "augmenting", "copy", "shuffled", "late", "concat", "mof")
+_LATE = ("late", "late_placed", "late_add")
+CONTROLS: Final = ("anchor", "augmenting", "copy", "shuffled", *_LATE, "concat", "mof")
 """Rows that composition is judged against, at as many trainable parameters and steps."""
 MAIN: Final = ("calm", *CONTROLS)
-COMPOSED: Final = ("calm", "add")
+COMPOSED: Final = ("calm", "placed", "add")
 """Composed rows that are judged against the controls."""
 TWINS: Final = ("twin",)
 ABLATION: Final = tuple(r for r in ROWS if r not in (*MAIN, *TWINS))

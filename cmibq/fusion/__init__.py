@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cmibq.fusion import gated_attention, projection, simple_add
+from cmibq.fusion import gated_attention, placed_attention, projection, simple_add
 from cmibq.fusion.base import FUSIONS, MAPPINGS, Fusion, build_fusion, check_fusion
 from cmibq.fusion.cross_attention import CALMCompositionModule
 from cmibq.fusion.gated_attention import GatedAttention
+from cmibq.fusion.placed_attention import PlacedAttention
 from cmibq.fusion.projection import AttentionMapping
 from cmibq.fusion.settled import SettledFusion, settle
 from cmibq.fusion.simple_add import SimpleAdd
@@ -17,11 +18,13 @@ __all__ = [
     "CALMCompositionModule",
     "Fusion",
     "GatedAttention",
+    "PlacedAttention",
     "SettledFusion",
     "SimpleAdd",
     "build_fusion",
     "check_fusion",
     "gated_attention",
+    "placed_attention",
     "projection",
     "settle",
     "simple_add",

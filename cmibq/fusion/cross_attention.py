@@ -80,7 +80,7 @@ class CALMCompositionModule(Fusion):
             anchor_features: [B, Lq, anchor_dim].
             augmented_features: [B, Lk, augmented_dim].
             gate: scalar or [anchor_dim]; None = 1.
-            **need: as of `attend`, and `recompute`.
+            **need: as of `attend`, and `recompute` and `residual` of `multihead`.
         """
         self.check(anchor_features, augmented_features)
         first = self.projection if type(self.projection) is nn.Linear else None

@@ -66,7 +66,9 @@ def _operands(
     return {n: t if keep else t.to(dtype) for n, t in found.items()}
 
 
-def _in_torch(xq: Tensor, xk: Tensor, given: dict[str, Tensor], heads: int, eps: float) -> Tensor:
+def _in_torch(
+    xq: Tensor, xk: Tensor, given: dict[str, Tensor], heads: int, eps: float, residual: bool
+) -> Tensor:
     """Return what `multihead` does, by torch's own operators in the dtype of `xq`."""
     t = {n: x.to(xq.dtype) for n, x in given.items()}
     kv = linear(xk, t["wp"], t["bp"]) if "wp" in t else xk
@@ -75,7 +77,8 @@ def _in_torch(xq: Tensor, xk: Tensor, given: dict[str, Tensor], heads: int, eps:
         for n, x in (("q", xq), ("k", kv), ("v", kv))
     )
     made = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    out = xq + linear(made, t["wo"], t["bo"])
+    out = linear(made, t["wo"], t["bo"])
+    out = xq + out if residual else out
     return layer_norm(out, out.shape[-1:], t["gamma"], t["beta"], eps) if "gamma" in t else out
 
 
@@ -87,6 +90,7 @@ def multihead(
     first: nn.Linear | None = None,
     gate: Tensor | None = None,
     norm: nn.LayerNorm | None = None,
+    residual: bool = True,
     recompute: bool = False,
     need_entropy: bool = False,
     need_weights: bool = False,
@@ -106,6 +110,7 @@ def multihead(
         gate: scalar or [E], factor of what attention adds; a finite attention times zero is
             zero, so the result is then `xq` bit for bit (but -0 becomes +0).
         norm: after the sum.
+        residual: add `xq`; False = only what attention adds.
         recompute: see `cmibq.ops.attention.attention`.
         need_entropy: also return the entropy of each row of attention.
         need_weights: also return attention averaged over heads.
@@ -115,13 +120,16 @@ def multihead(
     q, k, eps = xq.to(dtype), xk.to(dtype), 1e-5 if norm is None else norm.eps
     half = dtype == torch.bfloat16 and not wants_grad(xq, xk, *given.values())
     if not (need_entropy or need_weights) and (half or xq.device.type not in ("cpu", "meta")):
-        return Attended(_in_torch(q, k, given, inner.num_heads, eps).to(xq.dtype), None, None)
+        return Attended(
+            _in_torch(q, k, given, inner.num_heads, eps, residual).to(xq.dtype), None, None
+        )
     made = attention(
         q.contiguous(),
         k.contiguous(),
         **given,
         heads=inner.num_heads,
         eps=eps,
+        residual=residual,
         recompute=recompute,
         need_entropy=need_entropy,
         need_weights=need_weights,

@@ -12,6 +12,7 @@ from torch.nn import functional
 from cmibq.fusion.base import Fusion
 from cmibq.fusion.cross_attention import CALMCompositionModule, mapped
 from cmibq.fusion.gated_attention import GatedAttention
+from cmibq.fusion.placed_attention import PlacedAttention, placed
 from cmibq.fusion.projection import AttentionMapping
 from cmibq.ops.attention import Attended
 
@@ -53,7 +54,9 @@ class SettledAttention(nn.Module):
         self.out_proj: nn.Module = _linear(*scaled)
         self.norm = norm
 
-    def forward(self, xq: Tensor, xk: Tensor, *, entropy: bool, weights: bool) -> Attended:
+    def forward(
+        self, xq: Tensor, xk: Tensor, *, entropy: bool, weights: bool, residual: bool = True
+    ) -> Attended:
         """Return `Attended`; see `Fusion.attend`.
 
         Args:
@@ -61,6 +64,7 @@ class SettledAttention(nn.Module):
             xk: [B, Lk, Dk].
             entropy: also return the entropy of each row of attention.
             weights: also return attention averaged over heads.
+            residual: add `xq`.
         """
         xk = xk if self.first is None else self.first(xk)
         q, k, v = (
@@ -68,7 +72,9 @@ class SettledAttention(nn.Module):
             for layer, x in ((self.q_proj, xq), (self.k_proj, xk), (self.v_proj, xk))
         )
         made = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        if isinstance(self.out_proj, nn.Linear):
+        if not residual:
+            out = self.out_proj(made)
+        elif isinstance(self.out_proj, nn.Linear):
             out = xq + self.out_proj(made)
         else:  # packed layers add before they round
             out = self.out_proj(made, residual=xq)
@@ -96,12 +102,15 @@ class SettledMapping(nn.Module):
 class SettledFusion(Fusion):
     """A `CALMCompositionModule` or `GatedAttention` whose linear layers are modules of their own.
 
+    A `PlacedAttention` is a `GatedAttention` here too.
+
     Args:
         fusion: whose parameters are taken over.
     """
 
     def __init__(self, fusion: CALMCompositionModule | GatedAttention) -> None:
         super().__init__(fusion.anchor_dim, fusion.augmented_dim)
+        self.placed = isinstance(fusion, PlacedAttention)
         gate = fusion.factor() if isinstance(fusion, GatedAttention) else None
         core = fusion.attention if isinstance(fusion, GatedAttention) else fusion
         plain = type(core.projection) is nn.Linear
@@ -119,14 +128,20 @@ class SettledFusion(Fusion):
     ) -> Attended:
         """See `Fusion.attend`."""
         self.check(anchor_features, augmented_features)
-        keys = augmented_features
+        queries, keys = anchor_features, augmented_features
+        if self.placed:
+            queries, keys = placed(queries), placed(keys)
         if self.mapping is not None:
             keys = mapped(self.mapping, keys)
         stored = next(self.attention.parameters(), anchor_features).dtype
         seen: Attended = self.attention(
-            anchor_features.to(stored), keys.to(stored), entropy=need_entropy, weights=need_weights
+            *(queries.to(stored), keys.to(stored)),
+            entropy=need_entropy,
+            weights=need_weights,
+            residual=not self.placed,
         )
-        return seen._replace(out=seen.out.to(anchor_features.dtype))
+        out = seen.out.to(anchor_features.dtype)
+        return seen._replace(out=anchor_features + out if self.placed else out)
 
 
 @torch.no_grad()

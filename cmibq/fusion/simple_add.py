@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmibq.errors import ConfigError
 from cmibq.fusion.base import FUSIONS, MAPPINGS, Fusion
 from cmibq.fusion.cross_attention import mapped
+from cmibq.fusion.grid import square_grid
 from cmibq.ops.attention import Attended
 from cmibq.recipe.calm import CALMConfig
 
-__all__ = ["SimpleAdd", "resize_tokens", "square_grid"]
-
-_MOST_PREFIX = 8
-
-
-def square_grid(tokens: int) -> tuple[int, int]:
-    """Return (tokens before the patches, edge of the square of patches).
-
-    The fewest tokens before the patches that leave a square: 0 for SigLIP's 729, 1 for CLIP's 577,
-    5 for 261 of DINOv2 with four registers.
-
-    Raises:
-        ConfigError: no square with at most eight tokens before it.
-
-    Example:
-        >>> square_grid(577), square_grid(261), square_grid(729)
-        ((1, 24), (5, 16), (0, 27))
-    """
-    for prefix in range(min(_MOST_PREFIX, tokens - 1) + 1):
-        edge = math.isqrt(tokens - prefix)
-        if edge * edge == tokens - prefix:
-            return prefix, edge
-    raise ConfigError(
-        f"{tokens} tokens are no square of patches behind at most {_MOST_PREFIX} others; simple_add"
-        " needs the same tokens in both towers or square images, choose gated_attention"
-    )
+__all__ = ["SimpleAdd", "resize_tokens"]
 
 
 def resize_tokens(features: Tensor, tokens: int) -> Tensor:

@@ -64,7 +64,8 @@ class CALMConfig:
     fusion_strategy: str = opt(
         "gated_attention",
         "cross_attention (the paper's module with a layer norm), gated_attention (a gate that"
-        " starts at zero: the composed tower starts as the anchor) or simple_add",
+        " starts at zero: the composed tower starts as the anchor), placed_attention (the same, and"
+        " attention knows where patches lie) or simple_add",
     )
     dimension_mapping: str = opt("linear", "augmenting width -> anchor width: linear, mlp, ...")
     norm: str = opt("post", "layer norm of cross_attention: post, or none as in the public fork")

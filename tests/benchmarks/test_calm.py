@@ -15,7 +15,7 @@ pytest.importorskip("skimage")
 from benchmarks.calm import cells, collect, facts, page, pictures, tasks
 from benchmarks.calm.eyes import Composed, folded
 from benchmarks.calm.heads import answers
-from benchmarks.calm.tasks import MAIN, ROWS, Cell
+from benchmarks.calm.tasks import COMPOSED, MAIN, ROWS, Cell
 from cmibq.demo.album import make_album
 from cmibq.demo.composed import TileEyes
 from cmibq.demo.tiles import KINDS
@@ -34,7 +34,8 @@ def eyes_of(row: str) -> Any:
 
 
 def test_rows_train_as_many_parameters():
-    counts = {row: eyes_of(row).trained() for row in MAIN}
+    counts = {row: eyes_of(row).trained() for row in (*MAIN, *COMPOSED)}
+    assert counts.pop("late_add") == counts.pop("add") < counts["calm"]
     most = max(abs(n - counts["calm"]) / counts["calm"] for n in counts.values())
     assert most < 0.004, counts
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cmibq.errors import ConfigError
 from cmibq.fusion import FUSIONS, MAPPINGS, CALMCompositionModule, build_fusion, check_fusion
 from cmibq.fusion.gated_attention import GatedAttention
+from cmibq.fusion.grid import grid_positions
+from cmibq.fusion.placed_attention import PlacedAttention
 from cmibq.fusion.simple_add import resize_tokens
 from cmibq.recipe.calm import CALMConfig
 
@@ -280,3 +283,43 @@ def test_on_the_meta_device(strategy: str) -> None:
         module = build_fusion(HERE, THERE, config)
         made = module(torch.randn(2, 17, HERE), torch.randn(2, 26, THERE))
     assert (made.shape, made.device.type) == ((2, 17, HERE), "meta")
+
+
+def test_places_by_hand() -> None:
+    """One wave of a 2 x 2 grid: rows 1/4 and 3/4 of the image, 8 half waves: sin, cos of 2 pi."""
+    got = grid_positions(5, 4)
+    assert got[0].tolist() == [0.0] * 4
+    one = torch.tensor([0.0, 2**0.5]).repeat(2)
+    torch.testing.assert_close(got[1:], one.expand(4, 4), rtol=0, atol=1e-6)
+    wide = grid_positions(4 + 256, 32)[4:]  # four tokens before a 16 x 16 grid
+    assert float(wide[0] @ wide[0]) == pytest.approx(32, rel=1e-5)
+    waves = torch.arange(1, 9) * math.pi
+    for step in (1, 2, 5):  # along a row; the cosine of a difference, summed over waves
+        want = 16 + 2 * float(torch.cos(waves * step / 16).sum())
+        assert float(wide[3] @ wide[3 + step]) == pytest.approx(want, abs=1e-3)
+    assert grid_positions(9, 6)[:, 4:].abs().max() == 0  # 4 does not divide 6
+
+
+def test_placed_attention_equals_torch() -> None:
+    """Against torch's own attention, with places added by hand; grids of two sizes."""
+    fusion: Any = scattered(PlacedAttention(HERE, THERE, 4))
+    x, y = torch.randn(2, 10, HERE), torch.randn(2, 17, THERE)
+    q = functional.layer_norm(x, (HERE,)) + grid_positions(10, HERE)
+    k = functional.layer_norm(y, (THERE,)) + grid_positions(17, THERE)
+    k = fusion.attention.projection(k)
+    seen, weights = fusion.attention.cross_attention(q, k, k)
+    want = x + torch.tanh(30 * fusion.gate) * seen
+    got = fusion.attend(x, y, need_weights=True)
+    torch.testing.assert_close(got.out, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.weights, weights, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="60 tokens are no square"):
+        fusion(torch.randn(1, 60, HERE), y[:1])
+
+
+def test_places_tell_patches_that_look_alike_apart() -> None:
+    """Equal queries over equal keys: attention alone gives every patch the same."""
+    x, y = torch.ones(1, 5, HERE), torch.ones(1, 17, THERE)
+    y[:, 7] += torch.arange(THERE)
+    for kind, alike in ((GatedAttention, True), (PlacedAttention, False)):
+        got = scattered(kind(HERE, THERE, 4))(x, y)
+        assert torch.allclose(got[:, 1], got[:, 4]) == alike

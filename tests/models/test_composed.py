@@ -70,11 +70,13 @@ def test_equals_the_formula() -> None:
     torch.testing.assert_close(made, h, rtol=1e-5, atol=1e-5)
 
 
-def test_starts_as_the_anchor() -> None:
+@pytest.mark.parametrize("strategy", ["gated_attention", "placed_attention"])
+def test_starts_as_the_anchor(strategy: str) -> None:
     anchor, augmenting = towers()
     x, y = torch.randn(2, 3, 28, 28), torch.randn(2, 3, 42, 42)
     before = anchor(x).last_hidden_state
-    tower = CALMVisionTower(anchor, augmenting, CALMConfig(composition_layers=4))
+    config = CALMConfig(composition_layers=4, fusion_strategy=strategy)
+    tower = CALMVisionTower(anchor, augmenting, config)
     made = tower({"anchor": x, "augmenting": y}).last_hidden_state
     assert torch.equal(made, before)
     made.sum().backward()
